@@ -1,0 +1,90 @@
+"""ament_python package: `colcon build`, `pip install .[ros,sim,train,dev]` or `make`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PACKAGE = 'decoupled_policy_ros'
+HERE = Path(__file__).resolve().parent
+SHARED_FOLDERS = ('config', 'launch', 'models')
+
+
+def data_files():
+    """Pair each installed folder with its files: index marker, package.xml, config/, launch/, models/."""
+    share = Path('share') / PACKAGE
+    pairs = [
+        ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
+        (str(share), ['package.xml', 'LICENSE']),
+    ]
+    folders = [folder for name in SHARED_FOLDERS for folder in [HERE / name, *sorted((HERE / name).rglob('*'))]]
+    for folder in folders:
+        if not folder.is_dir() or folder.name == '__pycache__':
+            continue
+        files = [path.relative_to(HERE).as_posix() for path in sorted(folder.iterdir()) if path.is_file()]
+        if files:
+            pairs.append(((share / folder.relative_to(HERE)).as_posix(), files))
+    return pairs
+
+
+setup(
+    name=PACKAGE,
+    version='0.1.0',
+    description='Decoupled visuomotor policies for ROS 2 arms: one frozen action backbone, small task files.',
+    long_description=(HERE / 'README.md').read_text() if (HERE / 'README.md').is_file() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    maintainer='decoupled_policy_ros maintainers',
+    maintainer_email='decoupled-policy-ros@example.org',
+    python_requires='>=3.10',
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    data_files=data_files(),
+    zip_safe=False,
+    # ROS's own packages (cv_bridge, ros2_numpy, launch, ...) are in package.xml: PyPI's namesakes are not them.
+    install_requires=[
+        'numpy>=1.26,<2.3',
+        'opencv-python',
+        'pin>=3',
+        'pyarrow>=15',
+        'pyyaml',
+        'rich>=13',
+        'safetensors>=0.4',
+        'scipy>=1.11',
+        'torch>=2.4',
+        'transformers>=4.45',
+        'tyro>=0.9',
+    ],
+    extras_require={
+        # ROS 2 Jazzy as wheels, for a machine without a ROS installation.
+        'ros': [
+            'ros-jazzy-ament-index-python',
+            'ros-jazzy-common-interfaces',
+            'ros-jazzy-lifecycle-msgs',
+            'ros-jazzy-rclpy',
+            'ros-jazzy-rmw-fastrtps-cpp',
+        ],
+        'sim': ['av>=12', 'mujoco==3.3.0', 'robosuite==1.4.1'],
+        'train': ['av>=12', 'matplotlib>=3.8'],
+        'language': ['sentence-transformers>=3'],
+        'dev': [
+            'colcon-common-extensions',
+            'colcon-ros',
+            'diffusers>=0.30',
+            'hypothesis>=6.100',
+            'mypy>=1.10',
+            'pytest>=8',
+            'pytest-timeout>=2.3',
+            'rosbags>=0.10',
+            'ruff>=0.6',
+            'setuptools<80',  # colcon-core's limit; torch alone would pull a newer one
+            'types-PyYAML',
+        ],
+    },
+    entry_points={
+        'console_scripts': [
+            'policy_node = decoupled_policy_ros.nodes.policy_node:main',
+            'kinematics_recorder_node = decoupled_policy_ros.nodes.kinematics_recorder_node:main',
+            'sim_robot_node = decoupled_policy_ros.nodes.sim_robot_node:main',
+            'decoupled-policy = decoupled_policy_ros.cli:main',
+        ],
+    },
+)

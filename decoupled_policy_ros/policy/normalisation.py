@@ -1,0 +1,71 @@
+"""Normalisation: of actions the positions only, of vector observations every component.
+
+The action statistics belong to the backbone, which has learned in their units; those of the observations
+belong to the task. Both are buffers, so they are saved, hashed and moved with the weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from decoupled_policy_ros.robot.poses import ACTION_DIM, POSITION
+
+# A component that hardly varies in the data is scaled as if it varied by this much (m, or a unitless 2 %),
+# so that sensor noise isn't blown up to the full range.
+MIN_RANGE = 0.02
+
+
+def _scale_offset(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """scale, offset with scale * x + offset in [-1, 1] for x in [lower, upper]."""
+    centre, half = (lower + upper) / 2, np.maximum(upper - lower, MIN_RANGE) / 2
+    return 1 / half, -centre / half
+
+
+class ActionNormaliser(nn.Module):
+    """Positions from [lower, upper] (m) to [-1, 1]; 6-D rotation and gripper lie there already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('scale', torch.ones(ACTION_DIM))
+        self.register_buffer('offset', torch.zeros(ACTION_DIM))
+
+    def fit(self, actions: ArrayLike) -> None:
+        """Take the position range of actions (..., 10) in metres."""
+        positions = np.asarray(actions, float).reshape(-1, ACTION_DIM)[:, POSITION]
+        scale, offset = _scale_offset(positions.min(0), positions.max(0))
+        self.scale[POSITION] = torch.from_numpy(scale).to(self.scale)
+        self.offset[POSITION] = torch.from_numpy(offset).to(self.offset)
+
+    @property
+    def position_range_m(self) -> tuple[list[float], list[float]]:
+        """Positions (lower, upper) that map to -1 and +1."""
+        lower, upper = self.inverse(-torch.ones(ACTION_DIM)), self.inverse(torch.ones(ACTION_DIM))
+        return lower[POSITION].tolist(), upper[POSITION].tolist()
+
+    def forward(self, actions: Tensor) -> Tensor:
+        return actions * self.scale + self.offset
+
+    def inverse(self, normalised: Tensor) -> Tensor:
+        return (normalised - self.offset) / self.scale
+
+
+class VectorNormaliser(nn.Module):
+    """Every component of a vector stream from its range in the data to [-1, 1]."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer('scale', torch.ones(dim))
+        self.register_buffer('offset', torch.zeros(dim))
+
+    def fit(self, vectors: ArrayLike) -> None:
+        """Take the range of vectors (..., dim)."""
+        flat = np.asarray(vectors, float).reshape(-1, len(self.scale))
+        scale, offset = _scale_offset(flat.min(0), flat.max(0))
+        self.scale.copy_(torch.from_numpy(scale))
+        self.offset.copy_(torch.from_numpy(offset))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return vectors * self.scale + self.offset

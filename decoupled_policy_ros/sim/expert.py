@@ -1,0 +1,167 @@
+"""A scripted expert: waypoints through ground truth that only it may see, for making demonstrations.
+
+Each task is a generator that reads the scene and yields one command a step, written as one would tell it:
+go above the cube, go down, close, lift. Between waypoints the commanded pose moves at no more than 2 cm and
+0.12 rad a step and slows down near the goal; the arm follows some centimetres behind, and a waypoint is done when the
+measured pose has arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from decoupled_policy_ros.errors import SimulationError
+from decoupled_policy_ros.robot import poses
+from decoupled_policy_ros.sim.environment import TASKS, SimRobot
+
+Array = NDArray[np.float64]
+Command = tuple[Array, float]
+
+OPEN, CLOSED = -1.0, 1.0
+MAX_STEP_M = 0.02
+MAX_STEP_RAD = 0.12
+#: Share of the remaining way that one step may cover: the last centimetres are slow.
+APPROACH_GAIN = 0.35
+
+ABOVE_M = 0.08
+LIFT_M = 0.12
+#: A grasp's point is this much above a cube's centre, so that the finger tips stay clear of the table.
+GRASP_ABOVE_CENTRE_M = 0.002
+GRIPPER_STEPS = 9
+ARRIVED_M = 0.008
+ARRIVED_RAD = 0.06
+MAX_WAYPOINT_STEPS = 60
+
+#: A gripper that points straight down, at yaw zero, in the base frame.
+_DOWN = np.diag([1.0, -1.0, -1.0])
+
+
+class Expert:
+    """Acts in one episode of a task: `act` gives the next command until `done`.
+
+    Raises:
+        SimulationError: there is no expert for the task; the message names the valid ones.
+    """
+
+    def __init__(self, task: str):
+        scripts = {'lift': _lift, 'stack': _stack}
+        if task not in scripts:
+            raise SimulationError(f'no expert for task {task!r}, valid: {", ".join(sorted(TASKS))}')
+        self._script = scripts[task]
+        self._commands: Iterator[Command] | None = None
+        self._next: Command | None = None
+        self.done = False
+
+    def act(self, sim: SimRobot) -> Command:
+        """Target pose (4, 4) in the base frame and gripper value for the scene as it is now.
+
+        Once the script is over, `done` is True and the last command is repeated.
+        """
+        if self._commands is None:
+            self._commands = self._script(sim)
+        command = next(self._commands, None)
+        if command is None:
+            self.done = True
+        else:
+            self._next = command
+        assert self._next is not None  # every script begins with a command
+        return self._next
+
+
+def _lift(sim: SimRobot) -> Iterator[Command]:
+    reference = _Reference(sim)
+    grasp = _grasp_pose(sim, 'cube')
+    yield from reference.move(_raised(grasp, ABOVE_M), OPEN, arrived_m=0.02)
+    yield from reference.move(_grasp_pose(sim, 'cube', grasp), OPEN)
+    yield from reference.hold(CLOSED, GRIPPER_STEPS)
+    yield from reference.move(_raised(grasp, LIFT_M), CLOSED)
+    yield from reference.hold(CLOSED, 5)
+
+
+def _stack(sim: SimRobot) -> Iterator[Command]:
+    reference = _Reference(sim)
+    grasp = _grasp_pose(sim, 'cube_a')
+    yield from reference.move(_raised(grasp, ABOVE_M), OPEN, arrived_m=0.02)
+    yield from reference.move(_grasp_pose(sim, 'cube_a', grasp), OPEN)
+    yield from reference.hold(CLOSED, GRIPPER_STEPS)
+    yield from reference.move(_raised(grasp, LIFT_M), CLOSED, arrived_m=0.03)
+    # The hand moves as the cube has to: the grasp is a rigid offset from hand to cube. Half sizes 2 and 2.5 cm
+    # and a gap of 2 mm lie between the centres.
+    offset_m = sim.pose_base_ee[:3, 3] - sim.object_poses()['cube_a'][:3, 3]
+    place = grasp.copy()
+    place[:3, 3] = sim.object_poses()['cube_b'][:3, 3] + [0, 0, 0.047] + offset_m
+    yield from reference.move(_raised(place, ABOVE_M), CLOSED)
+    yield from reference.move(place, CLOSED)
+    yield from reference.hold(OPEN, GRIPPER_STEPS)
+    yield from reference.move(_raised(place, ABOVE_M), OPEN, arrived_m=0.02)
+    yield from reference.hold(OPEN, 5)
+
+
+class _Reference:
+    """The commanded pose: starts where the arm is and moves towards a goal at a limited speed."""
+
+    def __init__(self, sim: SimRobot):
+        self._sim = sim
+        self._pose = sim.pose_base_ee
+
+    def move(self, goal: Array, gripper: float, arrived_m: float = ARRIVED_M) -> Iterator[Command]:
+        """Commands until the measured pose is at the goal, or a generous number of steps has passed."""
+        for _ in range(MAX_WAYPOINT_STEPS):
+            distance_m, angle_rad = pose_distance(self._sim.pose_base_ee, goal)
+            if distance_m < arrived_m and angle_rad < ARRIVED_RAD:
+                return
+            self._pose = step_towards(self._pose, goal)
+            yield self._pose, gripper
+
+    def hold(self, gripper: float, steps: int) -> Iterator[Command]:
+        """The same pose for a number of steps, while the gripper moves."""
+        for _ in range(steps):
+            yield self._pose, gripper
+
+
+def pose_distance(pose_a: Array, pose_b: Array) -> tuple[float, float]:
+    """Metres and radians between two poses (4, 4)."""
+    angle = Rotation.from_matrix(pose_a[:3, :3].T @ pose_b[:3, :3]).magnitude()
+    return float(np.linalg.norm(pose_a[:3, 3] - pose_b[:3, 3])), float(angle)
+
+
+def step_towards(pose: Array, goal: Array, max_m: float = MAX_STEP_M, max_rad: float = MAX_STEP_RAD) -> Array:
+    """Next commanded pose (4, 4): the capped share of the way from `pose` to `goal`, slowing down at the end."""
+    distance_m, angle_rad = pose_distance(pose, goal)
+    if distance_m < 1e-3 and angle_rad < 5e-3:
+        return goal.copy()
+    share_m = min(APPROACH_GAIN, max_m / max(distance_m, 1e-9))
+    share_rad = min(APPROACH_GAIN, max_rad / max(angle_rad, 1e-9))
+    step = poses.interpolate(pose, goal, share_rad)
+    step[:3, 3] = pose[:3, 3] + share_m * (goal[:3, 3] - pose[:3, 3])
+    return step
+
+
+def _grasp_pose(sim: SimRobot, name: str, previous: Array | None = None) -> Array:
+    """Pointing down over a cube, fingers parallel to its faces, by the smallest turn from the current yaw.
+
+    With `previous` that grasp's yaw is kept and only its position follows the cube.
+    """
+    cube = sim.object_poses()[name]
+    if previous is None:
+        quarter = np.pi / 2
+        current = _yaw(sim.pose_base_ee[:3, :3] @ _DOWN.T)
+        turn = (_yaw(cube[:3, :3]) - current + quarter / 2) % quarter - quarter / 2
+        rotation = Rotation.from_euler('z', current + turn).as_matrix() @ _DOWN
+    else:
+        rotation = previous[:3, :3]
+    return poses.pose_from_position_rotation(cube[:3, 3] + [0, 0, GRASP_ABOVE_CENTRE_M], rotation)
+
+
+def _raised(pose: Array, height_m: float) -> Array:
+    raised = pose.copy()
+    raised[2, 3] += height_m
+    return raised
+
+
+def _yaw(rotation: Array) -> float:
+    return float(np.arctan2(rotation[1, 0], rotation[0, 0]))

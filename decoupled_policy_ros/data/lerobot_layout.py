@@ -1,0 +1,211 @@
+"""The LeRobot v3 layout on disk: names, schemas and statistics, without the lerobot package.
+
+    <root>/meta/info.json                                features, rate, counts, path templates
+    <root>/meta/stats.json                               statistics of the whole dataset
+    <root>/meta/tasks.parquet                            instruction -> task_index
+    <root>/meta/episodes/chunk-000/file-000.parquet      one row per episode
+    <root>/data/chunk-000/file-000.parquet               one row per frame, one row group per episode
+
+Images are PNG bytes in a column of type struct<bytes, path>. Statistics of images are per channel, in
+[0, 1], of shape (3, 1, 1); all other statistics have the shape of the feature.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from decoupled_policy_ros.errors import DatasetError
+
+VERSION = 'v3.0'
+CHUNK_FILES = 1000
+DATA_FILE_MB = 100
+DATA_PATH = 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
+EPISODES_PATH = 'meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
+TASKS_PATH = 'meta/tasks.parquet'
+INFO_PATH = 'meta/info.json'
+STATS_PATH = 'meta/stats.json'
+IMAGE_PREFIX = 'observation.images.'
+OWN_BLOCK = 'decoupled_policy'  # in info.json: what LeRobot has no place for
+
+INDEX_FEATURES: dict[str, dict[str, Any]] = {
+    'timestamp': {'dtype': 'float32', 'shape': [1], 'names': None},
+    'frame_index': {'dtype': 'int64', 'shape': [1], 'names': None},
+    'episode_index': {'dtype': 'int64', 'shape': [1], 'names': None},
+    'index': {'dtype': 'int64', 'shape': [1], 'names': None},
+    'task_index': {'dtype': 'int64', 'shape': [1], 'names': None},
+}
+
+_IMAGE_TYPE = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
+_PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 3]
+_STAT_IMAGES = 32  # images of an episode that enter the statistics; more change nothing that matters
+
+
+def vector_feature(dim: int, names: list[str] | None = None) -> dict[str, Any]:
+    """Feature entry of a float32 vector (dim,)."""
+    return {'dtype': 'float32', 'shape': [dim], 'names': names}
+
+
+def image_feature(height: int, width: int) -> dict[str, Any]:
+    """Feature entry of a colour image (height, width, 3) that is stored as PNG."""
+    return {'dtype': 'image', 'shape': [height, width, 3], 'names': ['height', 'width', 'channels']}
+
+
+def arrow_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
+    """Schema of the data files: fixed-size lists for vectors, scalars for shape [1], structs for images."""
+    fields = []
+    for name, feature in features.items():
+        if feature['dtype'] == 'image':
+            fields.append(pa.field(name, _IMAGE_TYPE))
+            continue
+        scalar = pa.from_numpy_dtype(np.dtype(feature['dtype']))
+        (dim,) = feature['shape']
+        fields.append(pa.field(name, scalar if dim == 1 else pa.list_(scalar, dim)))
+    return pa.schema(fields)
+
+
+def arrow_vector(array: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """An Arrow array of `kind` (scalar or fixed-size list) from rows (T,) or (T, dim)."""
+    if pa.types.is_fixed_size_list(kind):
+        flat = pa.array(np.ascontiguousarray(array).reshape(-1), kind.value_type)
+        return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    return pa.array(np.ascontiguousarray(array).reshape(-1), kind)
+
+
+def arrow_images(images: NDArray[np.uint8], pool: ThreadPoolExecutor) -> pa.Array:
+    """PNG structs from RGB images (T, H, W, 3)."""
+    encoded = pool.map(_encode_png, images)
+    return pa.array(
+        [{'bytes': png, 'path': f'frame-{i:06d}.png'} for i, png in enumerate(encoded)], _IMAGE_TYPE
+    )
+
+
+def _encode_png(rgb: NDArray[np.uint8]) -> bytes:
+    done, png = cv2.imencode('.png', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), _PNG_OPTIONS)
+    if not done:
+        raise DatasetError(f'an image of shape {rgb.shape} and type {rgb.dtype} could not be encoded as PNG')
+    return png.tobytes()
+
+
+def decode_images(
+    column: pa.ChunkedArray, out: NDArray[np.uint8], pool: ThreadPoolExecutor, name: str
+) -> None:
+    """Decode the image structs of `column` into `out` (T, H, W, 3), RGB, with all threads of `pool`.
+
+    Raises:
+        DatasetError: an image is missing, can't be decoded, or has another size than declared.
+    """
+    first = 0
+    for chunk in column.chunks:
+        data = chunk.field('bytes')
+        # Spans rather than single images: a task per image costs more than decoding a small one.
+        spans = [range(i, min(i + 64, len(data))) for i in range(0, len(data), 64)]
+
+        def decode(span: range, data: pa.Array = data, first: int = first) -> None:
+            for i in span:
+                _decode_png(data[i].as_buffer(), out[first + i], f'{name}, row {first + i}')
+
+        for _ in pool.map(decode, spans):
+            pass
+        first += len(data)
+
+
+def _decode_png(buffer: pa.Buffer | None, out: NDArray[np.uint8], where: str) -> None:
+    if buffer is None or len(buffer) == 0:
+        raise DatasetError(f'{where}: the image is empty; it should hold PNG bytes')
+    bgr = cv2.imdecode(np.frombuffer(buffer, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise DatasetError(f'{where}: {len(buffer)} bytes that are no readable image')
+    if bgr.shape != out.shape:
+        raise DatasetError(f'{where}: the image is {bgr.shape}, but info.json declares {out.shape}')
+    cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=out)
+
+
+def vector_column(column: pa.ChunkedArray, feature: dict[str, Any], name: str) -> NDArray[Any]:
+    """Rows (T, dim), or (T,) for scalars, of a data column whose feature is not an image.
+
+    Raises:
+        DatasetError: the column holds nulls or rows of other lengths than declared.
+    """
+    kind = column.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    values = (
+        pa.chunked_array([chunk.flatten() for chunk in column.chunks], kind.value_type) if is_list else column
+    )
+    dim = int(np.prod(feature['shape']))
+    if column.null_count or values.null_count or len(values) != len(column) * dim:
+        raise DatasetError(f'column {name}: rows are missing values; every row must hold {dim}')
+    array = values.to_numpy()
+    return array.reshape(len(column), *feature['shape']) if is_list else array
+
+
+def tasks_table(tasks: list[str]) -> pa.Table:
+    """The table of meta/tasks.parquet: pandas readers must see `task` as the index, hence the metadata."""
+    table = pa.table(
+        {'task_index': pa.array(range(len(tasks)), pa.int64()), 'task': pa.array(tasks, pa.string())}
+    )
+    columns = [
+        {'name': 'task_index', 'field_name': 'task_index', 'pandas_type': 'int64', 'numpy_type': 'int64'},
+        {'name': 'task', 'field_name': 'task', 'pandas_type': 'unicode', 'numpy_type': 'object'},
+    ]
+    names = {'name': None, 'field_name': None, 'pandas_type': 'unicode', 'numpy_type': 'object'}
+    pandas = {
+        'index_columns': ['task'],
+        'column_indexes': [{**names, 'metadata': {'encoding': 'UTF-8'}}],
+        'columns': [{**column, 'metadata': None} for column in columns],
+        'creator': {'library': 'pyarrow', 'version': pa.__version__},
+        'pandas_version': '2.0.0',
+    }
+    return table.replace_schema_metadata({'pandas': json.dumps(pandas)})
+
+
+def task_names(table: pa.Table) -> list[str]:
+    """Instructions in the order of their task_index; older writers left the index column unnamed."""
+    name = next((n for n in ('task', '__index_level_0__') if n in table.column_names), None)
+    if name is None or 'task_index' not in table.column_names:
+        raise DatasetError(f'{TASKS_PATH} has columns {table.column_names}; it needs task and task_index')
+    pairs = zip(table['task_index'].to_pylist(), table[name].to_pylist(), strict=True)
+    return [task for _, task in sorted(pairs)]
+
+
+Statistics = dict[str, NDArray[Any]]
+
+
+def feature_statistics(array: NDArray[Any], feature: dict[str, Any]) -> Statistics:
+    """Statistics of one feature over the frames of an episode, rows (T, ...)."""
+    if feature['dtype'] == 'image':
+        picked = array[np.linspace(0, len(array) - 1, min(len(array), _STAT_IMAGES)).round().astype(int)]
+        values = picked.reshape(-1, 3) / 255.0
+        shape, count = (3, 1, 1), len(picked)
+    else:
+        values = np.asarray(array, float).reshape(len(array), -1)
+        shape, count = tuple(feature['shape']), len(array)
+    return {
+        'min': values.min(0).reshape(shape),
+        'max': values.max(0).reshape(shape),
+        'mean': values.mean(0).reshape(shape),
+        'std': values.std(0).reshape(shape),
+        'count': np.array([count]),
+    }
+
+
+def merge_statistics(parts: list[Statistics]) -> Statistics:
+    """Statistics of a union from those of its parts; exact, by the law of total variance."""
+    count = np.array([part['count'][0] for part in parts])
+    weight = (count / count.sum()).reshape(-1, *[1] * parts[0]['mean'].ndim)
+    mean = np.stack([part['mean'] for part in parts])
+    total_mean = (weight * mean).sum(0)
+    variance = np.stack([part['std'] for part in parts]) ** 2 + (mean - total_mean) ** 2
+    return {
+        'min': np.min([part['min'] for part in parts], 0),
+        'max': np.max([part['max'] for part in parts], 0),
+        'mean': total_mean,
+        'std': np.sqrt((weight * variance).sum(0)),
+        'count': np.array([count.sum()]),
+    }

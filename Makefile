@@ -1,0 +1,76 @@
+# make          creates .venv with all that the package needs; the other targets do so by themselves
+# make demo     simulator and policy node as separate processes, 10 Lift episodes; out/demo/summary.json and a video
+# make test     all tests; PYTEST_ARGS='-m "not sim"' and the like choose
+# make bench    one policy cycle by stage, beside the same cycle computed naively
+# make lint     ruff and mypy
+#
+# Where a ROS 2 is sourced and PYTHON imports its rclpy, .venv is laid over it and no ROS wheels are installed.
+# Otherwise PyPI's ROS 2 wheels are, and nothing of ROS has to be there.
+# TORCH is what pip gets for PyTorch when there is none; with an NVIDIA card: make TORCH=torch.
+# On other Linux machines a wheel without CUDA is far smaller: TORCH='torch==2.13.0+cpu --extra-index-url ...'.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+ifneq ($(ROS_DISTRO),)
+ROS_IS_SOURCED := $(shell $(PYTHON) -c 'import rclpy' 2>/dev/null && echo yes)
+endif
+
+ifeq ($(ROS_IS_SOURCED),yes)
+SYSTEM_SITE := true
+EXTRAS := sim,train,dev
+# cv_bridge and the other compiled ROS packages need the NumPy they were built with.
+CONSTRAINT = $(PYTHON) -c 'import numpy; print("numpy==" + numpy.__version__)' > $(VENV)/constraints.txt
+export AMENT_PREFIX_PATH := $(VENV):$(AMENT_PREFIX_PATH)
+else
+SYSTEM_SITE := false
+EXTRAS := ros,sim,train,dev
+CONSTRAINT = : > $(VENV)/constraints.txt
+export AMENT_PREFIX_PATH := $(VENV)
+ifneq ($(ROS_DISTRO),)
+# A sourced ROS for another Python: its modules and libraries must not mix with the wheels.
+unexport PYTHONPATH
+unexport LD_LIBRARY_PATH
+endif
+endif
+
+# The wheels set their library path once and leave this mark; a mark from another environment is not ours.
+unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
+export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
+export MUJOCO_GL ?= egl
+
+.PHONY: venv demo test bench lint clean
+
+venv: $(READY)
+
+$(READY): setup.py
+	@PYTHON='$(PYTHON)' scripts/system_packages.sh
+	@grep -qs 'include-system-site-packages = $(SYSTEM_SITE)' $(VENV)/pyvenv.cfg || \
+	    $(PYTHON) -m venv --clear $(if $(filter true,$(SYSTEM_SITE)),--system-site-packages) $(VENV)
+	@touch $(VENV)/COLCON_IGNORE
+	@$(CONSTRAINT)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q -c $(VENV)/constraints.txt $(TORCH)
+	$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/decoupled-policy demo --out out/demo
+
+test: $(READY)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(READY)
+	@$(BIN)/python bench/policy_cycle.py
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf build install log out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -51,7 +51,9 @@ class GripperDescription:
 
     def normalised_from_width(self, width_m: ArrayLike) -> Array:
         """Gripper value (...) in [-1 open, +1 closed] of opening widths (...) in metres; clipped."""
-        opening = (np.asarray(width_m, float) - self.closed_width_m) / (self.open_width_m - self.closed_width_m)
+        opening = (np.asarray(width_m, float) - self.closed_width_m) / (
+            self.open_width_m - self.closed_width_m
+        )
         return np.clip(1.0 - 2.0 * opening, -1.0, 1.0)
 
     def width_from_normalised(self, value: ArrayLike) -> Array:
@@ -113,7 +115,9 @@ class RobotDescription:
 
 def robot_names() -> list[str]:
     """Names of the robots in config/robots/, sorted."""
-    return sorted({path.stem for share in share_folders() for path in (share / 'config/robots').glob('*.yaml')})
+    return sorted(
+        {path.stem for share in share_folders() for path in (share / 'config/robots').glob('*.yaml')}
+    )
 
 
 def robot_file(name_or_path: str | Path) -> Path:
@@ -129,7 +133,9 @@ def robot_file(name_or_path: str | Path) -> Path:
     for path in candidates:
         if path.is_file():
             return path.resolve()
-    raise RobotDescriptionError(f'no robot {text!r}: give a path to a .yaml file or one of {", ".join(robot_names())}')
+    raise RobotDescriptionError(
+        f'no robot {text!r}: give a path to a .yaml file or one of {", ".join(robot_names())}'
+    )
 
 
 def description_topic(name_or_path: str | Path) -> str | None:
@@ -172,7 +178,9 @@ def load_robot(name_or_path: str | Path, description_xml: str | None = None) -> 
         description_topic=section.text('description_topic') if 'description_topic' in section else None,
     )
     _check_home(robot, section.where)
-    robot.source.chain(robot.base_link, robot.ee_link, robot.joint_names)  # refuses joints and frames it lacks
+    robot.source.chain(
+        robot.base_link, robot.ee_link, robot.joint_names
+    )  # refuses joints and frames it lacks
     return robot
 
 
@@ -190,7 +198,9 @@ def _source(section: Section, path: Path, description_xml: str | None) -> ModelS
     kinds = [kind for kind in ('urdf', 'mjcf') if kind in section]
     if not kinds and 'description_topic' in section:
         topic = section.text('description_topic')
-        raise RobotDescriptionError(f'{section.where}: this robot has no file, its URDF comes from the topic {topic!r}')
+        raise RobotDescriptionError(
+            f'{section.where}: this robot has no file, its URDF comes from the topic {topic!r}'
+        )
     if len(kinds) != 1:
         raise RobotDescriptionError(
             f'{section.where}: give exactly one of urdf and mjcf, or a description_topic; got {kinds or "none"}'
@@ -224,7 +234,9 @@ def _gripper(section: Section, arm_joint_names: tuple[str, ...]) -> GripperDescr
         raise RobotDescriptionError(f'{section.where}: {", ".join(both)} is a joint of the arm already')
     signs = section.numbers('joint_signs', len(names))
     if not set(signs) <= {-1.0, 1.0}:
-        raise RobotDescriptionError(f'{section.where}: joint_signs must be 1 or -1 each, got {signs.tolist()}')
+        raise RobotDescriptionError(
+            f'{section.where}: joint_signs must be 1 or -1 each, got {signs.tolist()}'
+        )
     width_open, width_closed = section.number('open_width_m'), section.number('closed_width_m')
     if width_open <= width_closed:
         raise RobotDescriptionError(
@@ -238,14 +250,22 @@ def _limits(section: Section, n: int) -> Limits:
     workspace_m = np.stack([corners.numbers('lower', 3), corners.numbers('upper', 3)])
     workspace_m.setflags(write=False)
     limits = Limits(
-        *(section.numbers(key, n) for key in ('lower_rad', 'upper_rad', 'velocity_rad_s', 'acceleration_rad_s2')),
+        lower_rad=section.numbers('lower_rad', n),
+        upper_rad=section.numbers('upper_rad', n),
+        velocity_rad_s=section.numbers('velocity_rad_s', n),
+        acceleration_rad_s2=section.numbers('acceleration_rad_s2', n),
         workspace_m=workspace_m,
         ee_linear_velocity_m_s=section.number('ee_linear_velocity_m_s'),
         ee_angular_velocity_rad_s=section.number('ee_angular_velocity_rad_s'),
     )
     if np.any(limits.lower_rad >= limits.upper_rad) or np.any(workspace_m[0] >= workspace_m[1]):
         raise RobotDescriptionError(f'{section.where}: each lower limit must lie below its upper limit')
-    for key in ('velocity_rad_s', 'acceleration_rad_s2', 'ee_linear_velocity_m_s', 'ee_angular_velocity_rad_s'):
+    for key in (
+        'velocity_rad_s',
+        'acceleration_rad_s2',
+        'ee_linear_velocity_m_s',
+        'ee_angular_velocity_rad_s',
+    ):
         if np.any(np.asarray(getattr(limits, key)) <= 0):
             raise RobotDescriptionError(f'{section.where}: {key} must be positive, got {section.get(key)!r}')
     return limits

@@ -59,7 +59,9 @@ class Fingerprint:
         valid = [field.name for field in fields(cls)]
         if not isinstance(values, dict) or set(values) != set(valid):
             raise FingerprintMismatch(f'a fingerprint has the fields {valid}, got {values!r}')
-        return cls(**{**values, 'joint_names': tuple(values['joint_names']), 'rate_hz': float(values['rate_hz'])})
+        return cls(
+            **{**values, 'joint_names': tuple(values['joint_names']), 'rate_hz': float(values['rate_hz'])}
+        )
 
     def require_equal(self, other: Fingerprint, what: str = 'backbone', other_what: str = 'robot') -> None:
         """Do nothing if all fields are equal.
@@ -73,7 +75,9 @@ class Fingerprint:
             if getattr(self, field.name) != getattr(other, field.name)
         ]
         if differing:
-            raise FingerprintMismatch(f'{what} and {other_what} do not belong together: ' + '; '.join(differing))
+            raise FingerprintMismatch(
+                f'{what} and {other_what} do not belong together: ' + '; '.join(differing)
+            )
 
 
 def description_sha256(kinematics: Kinematics) -> str:

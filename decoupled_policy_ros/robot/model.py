@@ -60,7 +60,9 @@ class ModelSource:
         known = list(model.names)[1:]  # without the universe
         missing = [name for name in joint_names if name not in known]
         if missing:
-            raise RobotDescriptionError(f'joint {", ".join(missing)} is not in the model; its joints: {", ".join(known)}')
+            raise RobotDescriptionError(
+                f'joint {", ".join(missing)} is not in the model; its joints: {", ".join(known)}'
+            )
         _require_chain(model, base.parentJoint, ee.parentJoint, joint_names)
         locked = [i for i, name in enumerate(model.names) if i > 0 and name not in joint_names]
         arm = pin.buildReducedModel(model, locked, pin.neutral(model))
@@ -82,7 +84,9 @@ def _require_chain(model: pin.Model, base_joint: int, ee_joint: int, joint_names
     below_base, below_ee = _ancestors(model, base_joint), _ancestors(model, ee_joint)
     moving = [model.names[i] for i in below_ee if i not in below_base]
     if any(model.names[i] in joint_names for i in below_base):
-        raise RobotDescriptionError('the base link is moved by one of the arm joints: choose a link below them')
+        raise RobotDescriptionError(
+            'the base link is moved by one of the arm joints: choose a link below them'
+        )
     if set(moving) != set(joint_names):
         raise RobotDescriptionError(
             f'joint_names must be the joints between base and end effector, which are {", ".join(moving) or "none"}; '
@@ -90,7 +94,9 @@ def _require_chain(model: pin.Model, base_joint: int, ee_joint: int, joint_names
         )
     for name in joint_names:
         if model.joints[model.getJointId(name)].nv != 1:
-            raise RobotDescriptionError(f'joint {name} has more than one degree of freedom, which is not supported')
+            raise RobotDescriptionError(
+                f'joint {name} has more than one degree of freedom, which is not supported'
+            )
 
 
 def _ancestors(model: pin.Model, joint: int) -> list[int]:

@@ -29,7 +29,11 @@ def share_folders() -> list[Path]:
 
     A source tree wins over an installation, so that an edit in a checkout takes effect.
     """
-    candidates = [Path(__file__).resolve().parents[2], ament_share(PACKAGE), Path(sys.prefix) / 'share' / PACKAGE]
+    candidates = [
+        Path(__file__).resolve().parents[2],
+        ament_share(PACKAGE),
+        Path(sys.prefix) / 'share' / PACKAGE,
+    ]
     return [folder for folder in candidates if folder is not None and (folder / 'config').is_dir()]
 
 

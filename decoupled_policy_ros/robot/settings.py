@@ -24,7 +24,9 @@ class Section:
         valid = sorted(keys)
         unknown = sorted(str(key) for key in values if key not in valid)
         if unknown:
-            raise RobotDescriptionError(f'{where}: unknown key {", ".join(unknown)}; valid keys: {", ".join(valid)}')
+            raise RobotDescriptionError(
+                f'{where}: unknown key {", ".join(unknown)}; valid keys: {", ".join(valid)}'
+            )
         self._values = values
 
     def __contains__(self, key: str) -> bool:

@@ -1,0 +1,43 @@
+"""From joint positions to the proprioception vector that policies see."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from decoupled_policy_ros.errors import MessageError
+from decoupled_policy_ros.robot import poses
+from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.robot.kinematics import Kinematics
+
+
+class Proprioception:
+    """End-effector position 3 (m, base frame) | quaternion 4 (xyzw) | gripper joint positions, as float32.
+
+    Input is the joint vector in the order of `robot.all_joint_names`. One vector or many give the same bits.
+    """
+
+    def __init__(self, robot: RobotDescription, kinematics: Kinematics):
+        self._kinematics = kinematics
+        self._n_arm = len(robot.joint_names)
+        self._names = robot.all_joint_names
+        self.dim = 7 + len(robot.gripper.joint_names)
+
+    def __call__(self, joint_positions: ArrayLike) -> NDArray[np.float32]:
+        """Vector (dim,) for one joint vector (n,)."""
+        return self.many(np.asarray(joint_positions, float)[None])[0]
+
+    def many(self, joint_positions: ArrayLike) -> NDArray[np.float32]:
+        """Vectors (T, dim) for joint vectors (T, n).
+
+        Raises:
+            MessageError: the last axis does not fit the robot's joints.
+        """
+        positions = np.asarray(joint_positions, float)
+        if positions.ndim != 2 or positions.shape[1] != len(self._names):
+            raise MessageError(
+                f'joint vector of shape {positions.shape[1:]}; the joints are {", ".join(self._names)}'
+            )
+        pose_base_ee = self._kinematics.forward_many(positions[:, : self._n_arm])
+        position_m, quat_xyzw = poses.position_quat_from_pose(pose_base_ee)
+        return np.concatenate([position_m, quat_xyzw, positions[:, self._n_arm :]], -1).astype(np.float32)

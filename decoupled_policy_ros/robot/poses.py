@@ -50,16 +50,20 @@ def pose_from_position_quat(position_m: ArrayLike, quat_xyzw: ArrayLike) -> Arra
     return pose_from_position_rotation(position_m, rotation)
 
 
-def position_quat_from_pose(pose: ArrayLike) -> tuple[Array, Array]:
+def position_quat_from_pose(pose: ArrayLike, near_quat_xyzw: ArrayLike | None = None) -> tuple[Array, Array]:
     """Positions (..., 3) in metres and quaternions (..., 4), x y z w, of poses (..., 4, 4).
 
-    Of the two quaternions of a rotation the one whose largest component is positive is returned, so that
-    a small motion never flips the sign (w is near zero for a gripper that points down).
+    A rotation has two quaternions, q and -q. With `near_quat_xyzw` (4,) the one on its side is returned, so
+    that the sign flips only half a turn away from there: no fixed rule does better, and w >= 0 would flip
+    where a gripper points down. Without it, the one whose largest component is positive.
     """
     pose = np.asarray(pose, float)
     quat = Rotation.from_matrix(pose[..., :3, :3].reshape(-1, 3, 3)).as_quat()
-    largest = np.take_along_axis(quat, np.abs(quat).argmax(-1)[:, None], -1)
-    quat = quat * np.where(largest < 0, -1.0, 1.0)
+    if near_quat_xyzw is None:
+        side = np.take_along_axis(quat, np.abs(quat).argmax(-1)[:, None], -1)
+    else:
+        side = (quat * np.asarray(near_quat_xyzw, float)).sum(-1, keepdims=True)
+    quat = quat * np.where(side < 0, -1.0, 1.0)
     return pose[..., :3, 3].copy(), quat.reshape(*pose.shape[:-2], 4)
 
 

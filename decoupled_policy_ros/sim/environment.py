@@ -137,6 +137,8 @@ class SimRobot:
         world = self.pose_world_base @ target
         rotation = Rotation.from_matrix(world[:3, :3]).as_rotvec()
         self._env.step(np.concatenate([world[:3, 3], rotation, [np.clip(gripper, -1.0, 1.0)]]))
+        # The last physics step has moved the joints but not yet what follows from them (poses, contacts).
+        self._env.sim.forward()
         self.stamp_ns += self._period_ns
         self._images.clear()
 

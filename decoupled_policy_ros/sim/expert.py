@@ -34,7 +34,9 @@ GRASP_ABOVE_CENTRE_M = 0.002
 GRIPPER_STEPS = 9
 ARRIVED_M = 0.008
 ARRIVED_RAD = 0.06
-MAX_WAYPOINT_STEPS = 60
+#: Steps that the arm gets to arrive once the commanded pose is at the goal: disturbances and joint limits may keep
+#: it from ever arriving exactly.
+PATIENCE_STEPS = 8
 
 #: A gripper that points straight down, at yaw zero, in the base frame.
 _DOWN = np.diag([1.0, -1.0, -1.0])
@@ -109,12 +111,14 @@ class _Reference:
         self._pose = sim.pose_base_ee
 
     def move(self, goal: Array, gripper: float, arrived_m: float = ARRIVED_M) -> Iterator[Command]:
-        """Commands until the measured pose is at the goal, or a generous number of steps has passed."""
-        for _ in range(MAX_WAYPOINT_STEPS):
+        """Commands until the measured pose is at the goal, or has had PATIENCE_STEPS to get there."""
+        patience = PATIENCE_STEPS
+        while patience:
             distance_m, angle_rad = pose_distance(self._sim.pose_base_ee, goal)
             if distance_m < arrived_m and angle_rad < ARRIVED_RAD:
                 return
             self._pose = step_towards(self._pose, goal)
+            patience -= np.array_equal(self._pose, goal)
             yield self._pose, gripper
 
     def hold(self, gripper: float, steps: int) -> Iterator[Command]:

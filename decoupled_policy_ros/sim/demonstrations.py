@@ -1,0 +1,241 @@
+"""Demonstrations by the scripted expert, made in parallel, kept only where they succeed.
+
+A demonstration that only ever shows the expert's own path teaches nothing about the way back to it. With
+`noise`, some episodes begin away from home, and the executed command is the expert's plus a slowly drifting
+offset while the expert's own is what gets recorded (Laskey et al., "DART: Noise Injection for Robust Imitation
+Learning", CoRL 2017). Episodes depend on the seed and their number alone, not on the number of workers.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from scipy.spatial.transform import Rotation
+
+from decoupled_policy_ros.data.dataset import DatasetWriter
+from decoupled_policy_ros.errors import SimulationError
+from decoupled_policy_ros.observation.proprioception import Proprioception
+from decoupled_policy_ros.robot import poses
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.sim.environment import DEFAULT_CAMERAS, SimRobot, sim_task
+from decoupled_policy_ros.sim.expert import Expert, step_towards
+
+Array = NDArray[np.float64]
+
+RATE_HZ = 20.0
+#: Share of the episodes that begin away from home, and that are executed with noise.
+PERTURBED_SHARE = 0.5
+NOISY_SHARE = 0.5
+#: Start offsets, half ranges: metres forward, sideways, up; radians of roll, pitch, yaw.
+START_OFFSET = np.array([0.06, 0.08, 0.05, 0.1, 0.1, 0.3])
+START_STEPS = 15
+#: Noise on the executed command, standard deviations, and the number of steps over which it drifts.
+NOISE_STD = np.array([0.006, 0.006, 0.004, 0.02, 0.02, 0.04])
+NOISE_STEPS = 8.0
+
+#: Keeps demonstrations' scenes apart from those of an evaluation, which resets with small seeds.
+_SEED_SPACE = 0xDE305
+
+
+@dataclasses.dataclass(frozen=True)
+class DemonstrationReport:
+    """What came out: episodes kept and failed, frames written, wall time in seconds."""
+
+    episodes: int
+    failed: int
+    frames: int
+    seconds: float
+
+    def __str__(self) -> str:
+        attempts = self.episodes + self.failed
+        return (
+            f'{self.episodes} of {attempts} attempts succeeded and were kept: {self.frames} frames '
+            f'in {self.seconds:.0f} s ({self.frames / max(self.seconds, 1e-9):.0f} frames/s)'
+        )
+
+
+def make_demonstrations(
+    task: str,
+    episodes: int,
+    out: str | Path,
+    images: bool = True,
+    seed: int = 0,
+    workers: int | None = None,
+    noise: bool = True,
+    quiet: bool = False,
+) -> DemonstrationReport:
+    """Write `episodes` successful demonstrations of a task as a dataset.
+
+    Args:
+        task: 'lift' or 'stack'.
+        episodes: how many to keep; failed attempts are counted and replaced by further ones.
+        out: folder of the dataset; must not exist.
+        images: with both 84x84 cameras; `observation.object_state` is there either way.
+        seed: same seed, same episodes.
+        workers: processes; None for one per core.
+        noise: start away from home in some episodes and execute some with noise, see the module.
+        quiet: no progress bar.
+
+    Raises:
+        SimulationError: unknown task, a number below 1, the simulator can't start, or most attempts fail.
+        DatasetError: `out` exists.
+    """
+    sim_task(task)
+    workers = workers if workers is not None else len(os.sched_getaffinity(0))
+    if episodes < 1 or workers < 1:
+        raise SimulationError(f'episodes and workers must be at least 1, got {episodes} and {workers}')
+    started, failed = time.monotonic(), 0
+    robot = load_robot('panda_sim')
+    cameras = DEFAULT_CAMERAS if images else {}
+    columns = [
+        TextColumn(f'demonstrations of {task}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[note]}'),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    ]  # fmt: skip
+    progress = Progress(*columns, disable=quiet)
+    writer: DatasetWriter | None = None
+    with progress:
+        bar = progress.add_task(task, total=episodes, note='')
+        try:
+            for success, frames in _attempts(task, dict(cameras), seed, workers, noise):
+                if writer is None:
+                    vectors = {'object_state': frames['observation.object_state'].shape[1]}
+                    writer = DatasetWriter(out, robot, RATE_HZ, cameras, vectors)
+                if success:
+                    writer.add_episode(sim_task(task).instruction, True, frames)
+                else:
+                    failed += 1
+                progress.update(bar, completed=writer.n_episodes, note=f'{failed} failed' if failed else '')
+                if failed > max(20, writer.n_episodes):
+                    raise SimulationError(f'{task}: {failed} of {failed + writer.n_episodes} attempts failed')
+                if writer.n_episodes == episodes:
+                    break
+            assert writer is not None
+            writer.close()
+        except BaseException:
+            if writer is not None:
+                writer.abort()
+            raise
+    return DemonstrationReport(writer.n_episodes, failed, writer.n_frames, time.monotonic() - started)
+
+
+def record_episode(sim: SimRobot, kinematics: Kinematics, seed: int, noise: bool) -> tuple[bool, dict[str, Any]]:
+    """Reset the scene, let the expert act, and return whether it ends in success, and the frames (T, ...)."""
+    rng = np.random.default_rng(seed)
+    sim.reset(seed)
+    perturbation = _Perturbation(rng, noise)
+    perturbation.leave_home(sim)
+    expert = Expert(sim.task.name)
+    rows: dict[str, list] = collections.defaultdict(list)
+    while True:
+        target, gripper = expert.act(sim)
+        if expert.done:
+            break
+        rows['joint_positions'].append(sim.joint_positions)
+        rows['object_state'].append(sim.object_state)
+        rows['action'].append(poses.action_from_pose(target, gripper))
+        for name in sim.cameras:
+            rows[f'images.{name}'].append(sim.image(name))
+        sim.step(perturbation.executed(target), gripper)
+    return sim.success, _frames(sim, kinematics, {name: np.stack(values) for name, values in rows.items()})
+
+
+def _frames(sim: SimRobot, kinematics: Kinematics, rows: dict[str, NDArray]) -> dict[str, NDArray]:
+    """Columns of a dataset: what was measured, and what follows from the joints by forward kinematics."""
+    joints, n_arm = rows['joint_positions'], len(sim.robot.joint_names)
+    pose = kinematics.forward_many(joints[:, :n_arm])
+    gripper = sim.robot.gripper.normalised(joints[:, n_arm:])
+    observed = {f'observation.{name}': value for name, value in rows.items() if name != 'action'}
+    return {
+        **observed,
+        'observation.proprioception': Proprioception(sim.robot, kinematics).many(joints),  # as the live node does
+        'observation.pose': poses.action_from_pose(pose, gripper),
+        'action': rows['action'],
+    }
+
+
+class _Perturbation:
+    """What `noise` does to one episode."""
+
+    def __init__(self, rng: np.random.Generator, enabled: bool):
+        self._rng = rng
+        self._start = enabled and rng.random() < PERTURBED_SHARE
+        self._std = NOISE_STD * rng.random() if enabled and rng.random() < NOISY_SHARE else np.zeros(6)
+        self._offset = np.zeros(6)
+
+    def leave_home(self, sim: SimRobot) -> None:
+        """Move to a random pose near home; nothing is recorded meanwhile."""
+        if not self._start:
+            return
+        pose = sim.pose_base_ee
+        goal = _displaced(pose, self._rng.uniform(-START_OFFSET, START_OFFSET))
+        for _ in range(START_STEPS):
+            pose = step_towards(pose, goal)
+            sim.step(pose, -1.0)
+
+    def executed(self, target: Array) -> Array:
+        """The command that is sent in place of the expert's: displaced by first-order Gauss-Markov noise."""
+        if not self._std.any():
+            return target
+        keep = np.exp(-1.0 / NOISE_STEPS)
+        self._offset = keep * self._offset + np.sqrt(1 - keep**2) * self._std * self._rng.standard_normal(6)
+        return _displaced(target, self._offset)
+
+
+def _displaced(pose: Array, offset: Array) -> Array:
+    """Pose moved by metres (3) and turned by a rotation vector (3), both in base axes."""
+    rotation = Rotation.from_rotvec(offset[3:]).as_matrix() @ pose[:3, :3]
+    return poses.pose_from_position_rotation(pose[:3, 3] + offset[:3], rotation)
+
+
+def _episode_seed(seed: int, index: int) -> int:
+    return int(np.random.SeedSequence([_SEED_SPACE, seed, index]).generate_state(1)[0])
+
+
+def _attempts(
+    task: str, cameras: dict[str, tuple[int, int]], seed: int, workers: int, noise: bool
+) -> Iterator[tuple[bool, dict[str, Any]]]:
+    """Attempts 0, 1, 2, ... without end, in order, a few of them ahead in other processes."""
+    # Spawned, not forked: OpenGL contexts and thread pools don't survive a fork.
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context('spawn'), initializer=_start_worker, initargs=(task, cameras, workers)
+    )
+    waiting: collections.deque[Future] = collections.deque()
+    try:
+        index = 0
+        while True:
+            while len(waiting) < workers + 2:
+                waiting.append(pool.submit(_attempt, _episode_seed(seed, index), noise))
+                index += 1
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(task: str, cameras: dict[str, tuple[int, int]], workers: int) -> None:
+    if workers > 1:
+        # One process per core: threads of the software renderer or of BLAS would only wait for each other.
+        for name in ('LP_NUM_THREADS', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
+            os.environ.setdefault(name, '1')
+    _worker.update(task=task, cameras=cameras)
+
+
+def _attempt(seed: int, noise: bool) -> tuple[bool, dict[str, Any]]:
+    if 'sim' not in _worker:  # made here and not in the initializer, whose errors would reach nobody
+        _worker['sim'] = SimRobot(_worker['task'], cameras=_worker['cameras'])
+        _worker['kinematics'] = Kinematics(_worker['sim'].robot)
+    return record_episode(_worker['sim'], _worker['kinematics'], seed, noise)

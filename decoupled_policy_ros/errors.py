@@ -65,3 +65,7 @@ class SimulationError(DecoupledPolicyError):
 
 class ChunkExhausted(DecoupledPolicyError):
     """A chunk was asked for a time past its last waypoint or before its first."""
+
+
+class InferenceError(DecoupledPolicyError):
+    """The network's output is not a usable chunk, for example not finite."""

@@ -89,11 +89,14 @@ class DPMLPBackbone(nn.Module):
         Args:
             modulation: (B, blocks, 2, hidden), from a conditioning network.
         """
-        x = torch.einsum('bti,tio->bto', noisy_actions, self.embed_weight) + self.embed_bias
+        # In float32 even under autocast: at the last denoising steps the noise is finer than bfloat16.
+        with torch.autocast(noisy_actions.device.type, enabled=False):
+            x = torch.einsum('bti,tio->bto', noisy_actions.float(), self.embed_weight) + self.embed_bias
         gammas, betas = modulation.unbind(2)
         for i, block in enumerate(self.blocks):
             x = block(x, gammas[:, i], betas[:, i])
-        return self.head(self.norm(x))
+        with torch.autocast(noisy_actions.device.type, enabled=False):
+            return self.head(self.norm(x.float()))
 
 
 BACKBONES = {DPMLPBackbone.kind: DPMLPBackbone}

@@ -1,0 +1,146 @@
+"""`decoupled-policy`: one command, whose verbs read like the road from motion to a running policy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+import yaml
+from rich.console import Console
+
+from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
+
+# Every verb imports what it needs when it runs: `inspect` shall not wait for a simulator, nor need one.
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def train(stage: Annotated[Literal['stage1', 'stage2', 'normal'], tyro.conf.Positional],
+          config: Annotated[Path, tyro.conf.Positional], out: Path, set: tuple[str, ...] = ()) -> None:
+    """Train a backbone on motion (stage1), a task on a frozen backbone (stage2), or both at once (normal).
+
+    A run that was interrupted is resumed by the same command.
+
+    Args:
+        stage: what to train.
+        config: YAML file; see config/training.
+        out: folder for checkpoint, weights, loss.png and run.json.
+        set: overrides such as optimisation.seed=42.
+    """
+    from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, load_config
+    from decoupled_policy_ros.training.stages import train_stage1, train_task
+
+    if stage == 'stage1':
+        sha256 = train_stage1(load_config(config, Stage1Config, _overrides(set)), out)
+    else:
+        sha256 = train_task(load_config(config, Stage2Config, _overrides(set)), out, normal=stage == 'normal')
+    Console().print(f'{out}: sha256 {sha256}', soft_wrap=True)
+
+
+def _overrides(pairs: tuple[str, ...]) -> dict[str, object]:
+    overrides: dict[str, object] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition('=')
+        if not separator:
+            raise ConfigError(f'--set takes key=value, such as optimisation.seed=42; got {pair!r}')
+        overrides[key] = yaml.safe_load(value)
+    return overrides
+
+
+@app.command
+def demos(task: str, out: Path, episodes: int = 200, images: bool = False, seed: int = 0,
+          workers: int | None = None, noise: bool = True) -> None:
+    """Make demonstrations with the scripted expert in the simulator.
+
+    Args:
+        task: lift or stack.
+        out: folder of the new dataset.
+        episodes: successful episodes to keep.
+        images: record both cameras, not only the state.
+        seed: of the first scene.
+        workers: processes; one per core by default.
+        noise: start away from home in some episodes and execute some with noise, so that a policy sees recoveries.
+    """
+    from decoupled_policy_ros.sim.demonstrations import make_demonstrations
+
+    Console().print(str(make_demonstrations(task, episodes, out, images, seed, workers, noise)))
+
+
+@app.command
+def evaluate(policy: str, task: str, episodes: int = 50, seed: int = 0, backbone: str | None = None,
+             robot: str = 'panda_sim', denoising_steps: int = 10, workers: int | None = None,
+             json: Path | None = None, video: Path | None = None) -> None:
+    """Run a policy in the closed loop with the simulator, and report its success with a 95 % Wilson interval.
+
+    Args:
+        policy: task folder, or a name in models/tasks.
+        task: lift or stack.
+        episodes: episodes, seeded seed, seed + 1, ...
+        seed: of the first scene.
+        backbone: folder or name; the one that the task names by default.
+        robot: robot description.
+        denoising_steps: DDIM steps of a chunk.
+        workers: processes; one per core by default.
+        json: write the report here.
+        video: film the first 5 episodes into this file.
+    """
+    from decoupled_policy_ros.training.evaluation import Evaluation
+    from decoupled_policy_ros.training.evaluation import evaluate as run
+
+    report = run(Evaluation(policy, task, backbone, robot, denoising_steps), episodes, seed, workers, json, video)
+    low, high = report['wilson_95']
+    Console().print(f'{policy} on {task}: {report["successes"]} of {episodes} episodes succeeded '
+                    f'({report["success_rate"]:.0%}, 95 % interval {low:.0%} to {high:.0%})', soft_wrap=True)
+
+
+@app.command
+def inspect(path: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Print all that a backbone, task or dataset folder says of itself, after checking its hashes.
+
+    Args:
+        path: the folder.
+    """
+    console = Console()
+    if (path / 'meta' / 'info.json').is_file():
+        from decoupled_policy_ros.data.dataset import Dataset
+
+        dataset = Dataset.open(path)
+        header = {**dataset.info, 'instructions': dataset.tasks}
+    else:
+        from decoupled_policy_ros.policy.checkpoint import find_model, read_header
+
+        header = read_header(find_model('tasks', path))
+    console.print_json(json.dumps(header))
+
+
+@app.command
+def demo(out: Path = Path('out/demo'), episodes: int = 10, task: str = 'lift') -> None:
+    """Simulator and policy node as separate ROS 2 processes: episodes, a table, a video.
+
+    Args:
+        out: folder for summary.json, the video and the logs.
+        episodes: number of episodes.
+        task: name in models/tasks and of the simulated task.
+    """
+    from decoupled_policy_ros.nodes.demo import run_demo
+
+    run_demo(task=task, episodes=episodes, out=out)
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends in one line and exit status 2."""
+    try:
+        app.cli(prog='decoupled-policy')
+    except DecoupledPolicyError as error:
+        Console(stderr=True).print(f'[bold red]error:[/] {error}', highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == '__main__':
+    main()

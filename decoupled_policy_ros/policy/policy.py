@@ -1,0 +1,117 @@
+"""Backbone + Task + Robot = Policy: three objects with three lifetimes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from decoupled_policy_ros.errors import CheckpointError
+from decoupled_policy_ros.observation.contract import ObservationContract
+from decoupled_policy_ros.policy.backbone import DPMLPBackbone
+from decoupled_policy_ros.policy.conditioning import FiLMConditioning
+from decoupled_policy_ros.policy.diffusion import NoiseSchedule
+from decoupled_policy_ros.policy.encoders import ObservationEncoder
+from decoupled_policy_ros.policy.normalisation import ActionNormaliser
+from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.robot.fingerprint import Fingerprint
+
+
+class Backbone(nn.Module):
+    """What all tasks of an arm share: denoiser, timestep projection, schedule, action statistics.
+
+    Attributes:
+        fingerprint: the kinematics that Stage 1 was trained on.
+        provenance: data, steps, seed and versions, as written in the file.
+        sha256: identity of the saved file; None for one that was never saved.
+    """
+
+    def __init__(self, denoiser: DPMLPBackbone, fingerprint: Fingerprint, schedule: NoiseSchedule | None = None,
+                 name: str = 'backbone', provenance: dict | None = None):
+        super().__init__()
+        self.denoiser = denoiser
+        self.normaliser = ActionNormaliser()
+        self.fingerprint = fingerprint
+        self.schedule = schedule or NoiseSchedule()
+        self.name = name
+        self.provenance = provenance or {}
+        self.sha256: str | None = None
+
+    def freeze(self) -> Backbone:
+        """No gradients and no dropout: freezing alone would leave dropout on."""
+        self.requires_grad_(False)
+        return self.eval()
+
+
+class Task(nn.Module):
+    """What one skill adds to a backbone: encoders, conditioning, instruction, observation contract.
+
+    Attributes:
+        backbone_name, backbone_sha256: the only backbone that this task fits.
+    """
+
+    def __init__(self, contract: ObservationContract, backbone: Backbone, encoder: dict | None = None,
+                 name: str = 'task', instruction: str = '', n_execute: int = 8, provenance: dict | None = None):
+        super().__init__()
+        self.contract = contract
+        self.encoder = ObservationEncoder(contract, **(encoder or {}))
+        denoiser = backbone.denoiser
+        self.conditioning = FiLMConditioning(denoiser.time_width, self.encoder.feature_dim, denoiser.modulation_shape)
+        self.name = name
+        self.instruction = instruction
+        self.n_execute = n_execute
+        self.backbone_name = backbone.name
+        self.backbone_sha256 = backbone.sha256
+        self.fingerprint = backbone.fingerprint
+        self.provenance = provenance or {}
+
+    def modulation(self, tau: Tensor, observation: dict[str, Tensor]) -> Tensor:
+        """Naive modulation (B, blocks, 2, hidden) of timestep embeddings (B, w) and observations."""
+        return self.conditioning(tau, self.encoder(observation))
+
+
+@dataclass
+class Policy:
+    """A matching backbone, task and robot.
+
+    Raises:
+        CheckpointError: the task was trained on another backbone; both hashes are in the message.
+        FingerprintMismatch: backbone and robot differ in kinematics; both values are in the message.
+    """
+
+    backbone: Backbone
+    task: Task
+    robot: RobotDescription
+    contract: ObservationContract = field(init=False)
+    n_execute: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.task.backbone_sha256 != self.backbone.sha256:
+            raise CheckpointError(
+                f'task {self.task.name!r} was trained on backbone {self.task.backbone_name!r} with sha256 '
+                f'{self.task.backbone_sha256}, but backbone {self.backbone.name!r} has {self.backbone.sha256}')
+        self.contract, self.n_execute = self.task.contract, self.task.n_execute
+        expected = Fingerprint.of(self.robot, self.contract.rate_hz)
+        self.backbone.fingerprint.require_equal(expected, what=f'backbone {self.backbone.name!r}',
+                                                other_what=f'robot {self.robot.name!r}')
+        self.backbone.freeze()
+        self.task.requires_grad_(False)
+        self.task.eval()
+
+    @torch.inference_mode()
+    def predict_naive(self, observation: dict[str, Tensor], noise: Tensor, steps: int) -> Tensor:
+        """Reference chunk (B, horizon, 10): all of the network in every denoising step, nothing cached.
+
+        Args:
+            observation: dict of (B, n_obs_steps, ...) tensors.
+            noise: (B, horizon, 10), standard normal.
+            steps: DDIM steps.
+        """
+        denoiser, schedule, x = self.backbone.denoiser, self.backbone.schedule, noise
+        ks = schedule.sampling_steps(steps)
+        for k, previous_k in zip(ks, [*ks[1:], -1], strict=True):
+            tau = denoiser.tau(torch.full((len(noise),), k, device=noise.device))
+            eps = denoiser(x, self.task.modulation(tau, observation))
+            x = schedule.ddim_step(eps, x, k, previous_k)
+        return self.backbone.normaliser.inverse(x)

@@ -1,0 +1,133 @@
+"""Training configurations: YAML files, validated field by field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from decoupled_policy_ros.errors import ConfigError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra='forbid', frozen=True)
+
+
+class Optimisation(_Strict):
+    """The loop: AdamW, cosine schedule after a warm-up, EMA. Defaults are the paper's."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt = 64
+    learning_rate: PositiveFloat = 1e-4
+    betas: tuple[float, float] = (0.95, 0.999)
+    weight_decay: float = Field(1e-3, ge=0)
+    warmup_steps: int = Field(500, ge=0)
+    ema_power: PositiveFloat = 0.75
+    ema_max: float = Field(0.9999, ge=0, lt=1)
+    precision: Literal['float32', 'bfloat16'] = 'float32'
+    checkpoint_every: PositiveInt = 500
+    seed: int = 0
+    device: str = 'cpu'
+    threads: int | None = Field(None, gt=0, description='CPU threads; all by default')
+
+
+class MotionSource(_Strict):
+    """One source of Stage 1 pairs; exactly one of the three."""
+
+    recorded: Path | None = Field(None, description='folder of the kinematics recorder')
+    demonstrations: Path | None = Field(None, description='dataset; its achieved poses are used')
+    synthetic: PositiveInt | None = Field(None, description='number of minimum-jerk joint paths')
+
+    @model_validator(mode='after')
+    def _exactly_one(self) -> MotionSource:
+        given = [key for key, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError(f'a source has exactly one of recorded, demonstrations, synthetic; got {given}')
+        return self
+
+
+class BackboneSize(_Strict):
+    """Sizes of a DP-MLP; the defaults are the paper's."""
+
+    horizon: PositiveInt = 16
+    width: PositiveInt = 256
+    hidden: PositiveInt = 1024
+    blocks: PositiveInt = 8
+    dropout: float = Field(0.1, ge=0, lt=1)
+    time_width: PositiveInt = 256
+
+
+class Stage1Config(_Strict):
+    """Observation-free pretraining of a backbone on motion."""
+
+    name: str
+    robot: str
+    rate_hz: PositiveFloat = 20.0
+    sources: list[MotionSource] = Field(min_length=1)
+    backbone: BackboneSize = BackboneSize()
+    training_steps: PositiveInt = Field(100, description='diffusion steps of the schedule')
+    optimisation: Optimisation
+
+
+class EncoderConfig(_Strict):
+    """ResNet-18 width and crop; a half is 32 channels, a quarter 16."""
+
+    crop: PositiveInt = 76
+    base_channels: int = Field(64, multiple_of=16, gt=0)
+    keypoints: PositiveInt = 32
+
+
+class Stage2Config(_Strict):
+    """A task on a backbone: frozen (stage2), or trained along with it (normal)."""
+
+    name: str
+    robot: str
+    dataset: Path
+    backbone: str | None = Field(None, description='folder or name; not used by normal training')
+    random_backbone: bool = Field(False, description='freeze a backbone that saw no Stage 1: the control')
+    cameras: list[str] = []
+    vectors: list[str] = ['proprioception']
+    instruction: str | None = Field(None, description="the dataset's by default")
+    n_obs_steps: PositiveInt = 2
+    n_execute: PositiveInt = 8
+    max_age_s: PositiveFloat = 0.2
+    max_skew_s: PositiveFloat = 0.1
+    encoder: EncoderConfig = EncoderConfig()
+    noise_samples: PositiveInt = Field(1, description='diffusion steps drawn for each encoded observation')
+    storage: Literal['float32', 'float16'] = 'float32'
+    episodes: PositiveInt | None = Field(None, description='use only the first so many')
+    optimisation: Optimisation
+
+
+C = TypeVar('C', Stage1Config, Stage2Config)
+
+
+def load_config(path: Path | str, kind: type[C], overrides: dict[str, object] | None = None) -> C:
+    """Read a YAML file into `kind`.
+
+    Args:
+        overrides: values for dotted keys, such as {'optimisation.seed': 42}.
+
+    Raises:
+        ConfigError: not readable, an unknown key, a missing key or a value out of range; all are named.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f'{path} can\'t be read: {error}') from error
+    if not isinstance(values, dict):
+        raise ConfigError(f'{path} must hold a mapping, got {type(values).__name__}')
+    for dotted, value in (overrides or {}).items():
+        *parents, key = dotted.split('.')
+        section = values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[key] = value
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = '; '.join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (got {e['input']!r})"
+                             for e in error.errors())
+        raise ConfigError(f'{path}: {problems}') from error

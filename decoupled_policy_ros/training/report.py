@@ -1,0 +1,35 @@
+"""What a training run leaves beside its weights: run.json and loss.png."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from pydantic import BaseModel
+
+from decoupled_policy_ros.training.loop import Trainer
+
+matplotlib.use('Agg')  # files only: a training machine has no display
+from matplotlib import pyplot  # noqa: E402
+
+
+def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, result: dict) -> None:
+    """Write `out`/run.json (configuration, result, losses) and `out`/loss.png."""
+    run = {'stage': stage, 'config': config.model_dump(mode='json'), **result, 'seconds': round(trainer.seconds, 1),
+           'trained_parameters': sum(p.numel() for p in trainer.parameters),
+           'losses': [float(f'{loss:.6g}') for loss in trainer.losses]}
+    partial = out / 'run.json.part'
+    partial.write_text(json.dumps(run) + '\n')
+    os.replace(partial, out / 'run.json')
+    losses = np.array(trainer.losses)
+    window = max(1, len(losses) // 100)
+    smooth = np.convolve(losses, np.ones(window) / window, 'valid')
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout='constrained')
+    axes.semilogy(losses, color='0.8', linewidth=0.5)
+    axes.semilogy(np.arange(len(smooth)) + window - 1, smooth)
+    axes.set(xlabel='step', ylabel='noise prediction error', title=f'{out.name}: {stage}')
+    figure.savefig(out / 'loss.png', dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,197 @@
+"""Stage 1 (a backbone from motion alone), Stage 2 (a task on a frozen backbone) and normal training.
+
+Loss in all three (epsilon prediction, Ho et al. 2020, eq. 14):  E || eps - f(x_k ; A([tau(k) ; c])) ||^2
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from decoupled_policy_ros.errors import TrainingError
+from decoupled_policy_ros.policy.backbone import DPMLPBackbone
+from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, save_backbone, save_task
+from decoupled_policy_ros.policy.conditioning import FiLMConditioning
+from decoupled_policy_ros.policy.diffusion import NoiseSchedule, ScheduleConfig
+from decoupled_policy_ros.policy.encoders import VectorEncoder
+from decoupled_policy_ros.policy.normalisation import VectorNormaliser
+from decoupled_policy_ros.policy.policy import Backbone, Task
+from decoupled_policy_ros.robot.description import RobotDescription, load_robot
+from decoupled_policy_ros.robot.fingerprint import Fingerprint
+from decoupled_policy_ros.training.config import Optimisation, Stage1Config, Stage2Config
+from decoupled_policy_ros.training.loop import Trainer
+from decoupled_policy_ros.training.report import write_report
+from decoupled_policy_ros.training.sources import (
+    DemonstrationWindows,
+    contract_of,
+    load_demonstrations,
+    load_motion_windows,
+)
+
+
+def diffusion_loss(backbone: Backbone, conditioning: FiLMConditioning, actions: Tensor, features: Tensor,
+                   samples: int = 1) -> Tensor:
+    """Noise-prediction error of a batch; `samples` diffusion steps are drawn for each of its elements.
+
+    Args:
+        actions: (B, horizon, 10) in metres; features: (B, feature_dim).
+    """
+    x_0 = backbone.normaliser(actions).repeat(samples, 1, 1)
+    k = torch.randint(backbone.schedule.config.training_steps, (len(x_0),), device=x_0.device)
+    eps = torch.randn_like(x_0)
+    x_k = backbone.schedule.add_noise(x_0, eps, k)
+    denoiser = backbone.denoiser
+    modulation = conditioning(denoiser.tau(k), features.repeat(samples, 1))
+    return nn.functional.mse_loss(denoiser(x_k, modulation).float(), eps)
+
+
+def train_stage1(config: Stage1Config, out: Path) -> str:
+    """Pretrain a backbone on motion; its joint-conditioned conditioning network is thrown away.
+
+    The condition is the whole aligned window of joint positions (16 x 8), the target the window of poses.
+
+    Returns:
+        sha256 of the backbone written to `out`.
+    """
+    robot = load_robot(config.robot)
+    windows, provenance = load_motion_windows(config, robot)
+    optimisation = _prepare(config.optimisation)
+    torch.manual_seed(optimisation.seed)
+    backbone = Backbone(DPMLPBackbone(**config.backbone.model_dump()), Fingerprint.of(robot, config.rate_hz),
+                        NoiseSchedule(ScheduleConfig(config.training_steps)), config.name)
+    backbone.normaliser.fit(windows.actions)
+    joint_dim = windows.joints.shape[1]
+    encoder = VectorEncoder(joint_dim)
+    encoder.normaliser.fit(windows.joints)
+    conditioning = FiLMConditioning(backbone.denoiser.time_width, config.backbone.horizon * joint_dim,
+                                    backbone.denoiser.modulation_shape)
+    module = nn.ModuleDict({'backbone': backbone, 'encoder': encoder, 'conditioning': conditioning})
+    module.to(optimisation.device)
+    joints, actions, index = (torch.from_numpy(a) for a in (windows.joints, windows.actions, windows.index))
+
+    def loss() -> Tensor:
+        batch = index[torch.randint(len(index), (optimisation.batch_size,))]
+        features = encoder(joints[batch].to(optimisation.device)).flatten(1)
+        return diffusion_loss(backbone, conditioning, actions[batch].to(optimisation.device), features)
+
+    trainer = Trainer(module, loss, optimisation, out, _identity(config))
+    trainer.run()
+    backbone.provenance = _provenance('stage1', {'sources': provenance}, trainer)
+    sha256 = save_backbone(out, backbone.cpu())
+    write_report(out, 'stage1', config, trainer, {'backbone_sha256': sha256, 'sources': provenance})
+    return sha256
+
+
+def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
+    """Train a task on a frozen backbone (Stage 2), or both together from nothing (normal).
+
+    Returns:
+        sha256 of the task written to `out`. The backbone of a normal or random-frozen run is written to
+        `out`/backbone.
+
+    Raises:
+        TrainingError: the frozen backbone's bytes changed, or none was named.
+    """
+    robot = load_robot(config.robot)
+    optimisation = _prepare(config.optimisation)
+    torch.manual_seed(optimisation.seed)
+    backbone = _starting_backbone(config, robot, normal)
+    data = load_demonstrations(config, backbone.denoiser.horizon, robot, backbone.fingerprint.rate_hz)
+    if normal or config.random_backbone:
+        backbone.normaliser.fit(data.actions)
+        backbone.name = f'{config.name}_{"normal" if normal else "random"}'
+    task = Task(contract_of(config, data.streams, backbone.fingerprint.rate_hz), backbone,
+                config.encoder.model_dump(), config.name, data.instruction, config.n_execute)
+    for name in config.vectors:
+        normaliser = task.encoder.streams[name].normaliser
+        assert isinstance(normaliser, VectorNormaliser)
+        normaliser.fit(data.streams[name])
+    module = nn.ModuleDict({'task': task, 'backbone': backbone}) if normal else task
+    if not normal:
+        backbone.freeze()
+    before = weights_sha256(backbone)
+    module.to(optimisation.device)
+    backbone.to(optimisation.device)
+    trainer = Trainer(module, _task_loss(task, backbone, data, config), optimisation, out,
+                      _identity(config, normal=str(normal), backbone=before))
+    trainer.run()
+    if not normal and weights_sha256(backbone) != before:
+        raise TrainingError(f'the frozen backbone changed: {before} before, {weights_sha256(backbone)} after')
+    stage = 'normal' if normal else 'stage2'
+    task.provenance = _provenance(stage, data.provenance, trainer)
+    if backbone.sha256 is None:
+        backbone.provenance = task.provenance if normal else {'stage': 'none: random weights',
+                                                              'seed': optimisation.seed}
+        save_backbone(out / 'backbone', backbone.cpu())
+        task.backbone_name, task.backbone_sha256 = backbone.name, backbone.sha256
+    sha256 = save_task(out, task.cpu(), config.storage)
+    write_report(out, stage, config, trainer, {
+        'task_sha256': sha256, 'backbone_sha256': backbone.sha256,
+        'backbone_weights_sha256': {'before': before, 'after': weights_sha256(backbone)}})
+    return sha256
+
+
+def _starting_backbone(config: Stage2Config, robot: RobotDescription, normal: bool) -> Backbone:
+    if normal or config.random_backbone:
+        if config.backbone is not None:
+            raise TrainingError(f'backbone {config.backbone!r} has no use in normal or random-backbone training; '
+                                'leave it out')
+        return Backbone(DPMLPBackbone(), Fingerprint.of(robot, 20.0))
+    if config.backbone is None:
+        raise TrainingError('stage2 needs `backbone`: a folder, or a name in models/backbones')
+    return load_backbone(find_model('backbones', config.backbone))
+
+
+def _task_loss(task: Task, backbone: Backbone, data: DemonstrationWindows, config: Stage2Config):
+    device, batch_size = config.optimisation.device, config.optimisation.batch_size
+
+    def loss() -> Tensor:
+        batch = torch.randint(len(data.action_index), (batch_size,))
+        frames = data.observation_index[batch]
+        features = task.encoder({name: values[frames].to(device) for name, values in data.streams.items()})
+        actions = data.actions[data.action_index[batch]].to(device)
+        return diffusion_loss(backbone, task.conditioning, actions, features, config.noise_samples)
+
+    return loss
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash of all parameters and buffers, byte for byte."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _prepare(config: Optimisation) -> Optimisation:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return config
+
+
+def _identity(config: Stage1Config | Stage2Config, **more: str) -> dict[str, str]:
+    settings = json.loads(config.model_dump_json())
+    loop = settings.pop('optimisation')
+    for key in ('device', 'threads', 'checkpoint_every'):  # these don't change what is computed
+        loop.pop(key)
+    return {key: json.dumps(value) for key, value in {**settings, **loop}.items()} | more
+
+
+def _provenance(stage: str, data: dict, trainer: Trainer) -> dict:
+    packages = ('decoupled_policy_ros', 'torch', 'numpy', 'pin')
+    versions = {'python': platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a source tree
+            versions[package] = 'not installed'
+    return {'stage': stage, 'data': data, 'steps': trainer.config.steps, 'batch_size': trainer.config.batch_size,
+            'seed': trainer.config.seed, 'final_loss': round(sum(trainer.losses[-100:]) / len(trainer.losses[-100:]), 6),
+            'versions': versions}

@@ -103,5 +103,11 @@ class Wander:
         yaw = self._rng.uniform(-MAX_YAW_RAD, MAX_YAW_RAD)
         heading = self._rng.uniform(0, 2 * np.pi)
         tilt = max_tilt_rad * self._rng.random() * np.array([np.cos(heading), np.sin(heading), 0.0])
-        rotation = Rotation.from_rotvec(tilt) * Rotation.from_euler('z', yaw) * Rotation.from_matrix(self._home[:3, :3])
-        return poses.pose_from_position_rotation(self._rng.uniform(self._lower, self._upper), rotation.as_matrix())
+        rotation = (
+            Rotation.from_rotvec(tilt)
+            * Rotation.from_euler('z', yaw)
+            * Rotation.from_matrix(self._home[:3, :3])
+        )
+        return poses.pose_from_position_rotation(
+            self._rng.uniform(self._lower, self._upper), rotation.as_matrix()
+        )

@@ -1,0 +1,212 @@
+"""What every node of this package shares: QoS, described parameters, message conversions, `spin_main`."""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import rclpy
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Pose, PoseStamped, Transform
+from numpy.typing import ArrayLike, NDArray
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import Image
+
+from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
+from decoupled_policy_ros.robot.poses import pose_from_position_quat, position_quat_from_pose
+
+Settings = TypeVar('Settings')
+
+RCLError = rclpy_implementation.RCLError
+
+NS_PER_S = 1_000_000_000
+
+# Cameras and robot state: the newest matters, a lost one does not. Deep enough that two 30 Hz cameras
+# survive a callback that takes 100 ms.
+SENSOR = QoSProfile(
+    reliability=ReliabilityPolicy.BEST_EFFORT,
+    durability=DurabilityPolicy.VOLATILE,
+    history=HistoryPolicy.KEEP_LAST,
+    depth=5,
+)
+# Our own simulated arm's state: reliable, so that a lossless subscriber is served as well as a SENSOR one.
+STATE = QoSProfile(
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.VOLATILE,
+    history=HistoryPolicy.KEEP_LAST,
+    depth=10,
+)
+# Commands: reliable, for a best-effort publisher matches no arm controller, and never a queue of old ones.
+COMMAND = QoSProfile(
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.VOLATILE,
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+)
+# Status: a late joiner gets the last one.
+LATCHED = QoSProfile(
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+)
+
+
+def declare(
+    node: Node,
+    name: str,
+    default: Any,
+    description: str,
+    *,
+    floating: tuple[float, float] | None = None,
+    integer: tuple[int, int] | None = None,
+    choices: Sequence[str] = (),
+    read_only: bool = True,
+) -> Any:
+    """Declare a parameter with its descriptor and return its value.
+
+    Args:
+        node: the node that gets it.
+        name: the parameter's name.
+        default: the value when nothing is set; its type is the parameter's type.
+        description: one sentence, with the unit.
+        floating: lowest and highest value of a float.
+        integer: lowest and highest value of an int.
+        choices: the valid values of a string; written into the descriptor's constraints.
+        read_only: False for a parameter that may change while the node runs.
+
+    Raises:
+        ConfigError: the value is none of `choices`.
+    """
+    descriptor = ParameterDescriptor(description=description, read_only=read_only)
+    if floating is not None:
+        descriptor.floating_point_range = [FloatingPointRange(from_value=floating[0], to_value=floating[1])]
+    if integer is not None:
+        descriptor.integer_range = [IntegerRange(from_value=integer[0], to_value=integer[1])]
+    if choices:
+        descriptor.additional_constraints = 'one of ' + ', '.join(repr(choice) for choice in choices)
+    value = node.declare_parameter(name, default, descriptor).value
+    if choices and value not in choices:
+        raise ConfigError(f'parameter {name}: {value!r} is not {descriptor.additional_constraints}')
+    return value
+
+
+def parameter(default: Any, description: str, **constraints: Any) -> Any:
+    """Field of a settings dataclass that is a parameter of a node; constraints as in `declare`."""
+    return dataclasses.field(default=default, metadata={'description': description, **constraints})
+
+
+def declare_settings(node: Node, settings: type[Settings]) -> Settings:
+    """Declare each field of a dataclass made of `parameter` fields and return it with the node's values."""
+    fields = dataclasses.fields(settings)  # type: ignore[arg-type]
+    return settings(
+        **{field.name: declare(node, field.name, field.default, **field.metadata) for field in fields}
+    )
+
+
+def time_message(stamp_ns: int) -> Time:
+    """builtin_interfaces/Time of a stamp in nanoseconds."""
+    return Time(sec=stamp_ns // NS_PER_S, nanosec=stamp_ns % NS_PER_S)
+
+
+def time_ns(stamp: Time) -> int:
+    """Nanoseconds of a builtin_interfaces/Time; 0 for a zero stamp, which is no stamp."""
+    return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)
+
+
+def pose_message(pose: NDArray[np.float64]) -> Pose:
+    """geometry_msgs/Pose of a homogeneous matrix (4, 4)."""
+    position_m, quat_xyzw = position_quat_from_pose(pose)
+    message = Pose()
+    message.position.x, message.position.y, message.position.z = position_m.tolist()
+    orientation = message.orientation
+    orientation.x, orientation.y, orientation.z, orientation.w = quat_xyzw.tolist()
+    return message
+
+
+def pose_stamped(pose: NDArray[np.float64], frame_id: str, stamp_ns: int) -> PoseStamped:
+    """geometry_msgs/PoseStamped of a homogeneous matrix (4, 4)."""
+    message = PoseStamped(pose=pose_message(pose))
+    message.header.frame_id = frame_id
+    message.header.stamp = time_message(stamp_ns)
+    return message
+
+
+def transform_message(pose: NDArray[np.float64]) -> Transform:
+    """geometry_msgs/Transform of a homogeneous matrix (4, 4)."""
+    position_m, quat_xyzw = position_quat_from_pose(pose)
+    message = Transform()
+    message.translation.x, message.translation.y, message.translation.z = position_m.tolist()
+    rotation = message.rotation
+    rotation.x, rotation.y, rotation.z, rotation.w = quat_xyzw.tolist()
+    return message
+
+
+def pose_from_position_orientation(position: Any, orientation: Any) -> NDArray[np.float64]:
+    """Homogeneous matrix (4, 4) of a geometry_msgs/Point (or Vector3) and Quaternion.
+
+    Raises:
+        ValueError: the position isn't finite, or the quaternion is zero or not finite.
+    """
+    position_m = (position.x, position.y, position.z)
+    if not np.all(np.isfinite(position_m)):
+        raise ValueError(f'a position must be finite, got {position_m}')
+    return pose_from_position_quat(position_m, (orientation.x, orientation.y, orientation.z, orientation.w))
+
+
+def image_message(rgb: NDArray[np.uint8], frame_id: str, stamp_ns: int) -> Image:
+    """sensor_msgs/Image, rgb8, of an array (height, width, 3)."""
+    height, width, _ = rgb.shape
+    message = Image(height=height, width=width, encoding='rgb8', is_bigendian=0, step=3 * width)
+    message.header.frame_id = frame_id
+    message.header.stamp = time_message(stamp_ns)
+    message.data = array.array('B', np.ascontiguousarray(rgb).tobytes())  # bytes would be checked one by one
+    return message
+
+
+def floats(values: ArrayLike) -> array.array[float]:
+    """Values as the array type that messages take without checking each element."""
+    return array.array('d', np.asarray(values, float).ravel().tolist())
+
+
+def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int:
+    """Create a node, spin it until Ctrl-C, SIGTERM or shutdown, destroy it; return the exit status.
+
+    A node with a method `run(executor)` drives the executor itself. An error of this package ends the
+    process with its message in one line and status 1.
+    """
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.ALL)
+    executor = SingleThreadedExecutor()
+    node = None
+    try:
+        node = factory()
+        executor.add_node(node)
+        run = getattr(node, 'run', None)
+        if run is not None:
+            run(executor)
+        else:
+            executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except RCLError:
+        if rclpy.ok():  # else: the context was shut down while the executor was about to wait
+            raise
+    except (DecoupledPolicyError, ParameterException) as error:
+        logger = node.get_logger() if node is not None else rclpy.logging.get_logger('decoupled_policy_ros')
+        logger.fatal(str(error))
+        return 1
+    finally:
+        if node is not None:
+            executor.remove_node(node)
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0

@@ -1,0 +1,66 @@
+"""What the simulated arm can do by itself, without a commander: to record its motion, or to look at it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.sim.environment import SimRobot
+from decoupled_policy_ros.sim.expert import Expert
+from decoupled_policy_ros.sim.wander import Wander
+
+MOTIONS = ('', 'wander', 'lift_expert', 'stack_expert')
+
+
+class Motion(Protocol):
+    """One episode of a motion."""
+
+    @property
+    def done(self) -> bool:
+        """True once there is nothing more to do in this episode."""
+        ...
+
+    def act(self) -> tuple[NDArray[np.float64], float]:
+        """Target pose (4, 4) in the base frame and gripper value for the next step."""
+        ...
+
+
+class _Wandering:
+    done = False
+
+    def __init__(self, sim: SimRobot, seed: int):
+        self._wander = Wander(sim.robot, sim.pose_base_ee, seed, sim.rate_hz)
+
+    def act(self) -> tuple[NDArray[np.float64], float]:
+        return self._wander.act()
+
+
+class _Expert:
+    def __init__(self, sim: SimRobot):
+        self._sim, self._expert = sim, Expert(sim.task.name)
+
+    @property
+    def done(self) -> bool:
+        return self._expert.done
+
+    def act(self) -> tuple[NDArray[np.float64], float]:
+        return self._expert.act(self._sim)
+
+
+def make_motion(name: str, sim: SimRobot, seed: int) -> Motion | None:
+    """Return an episode of the motion `name`, or None for the empty name.
+
+    Raises:
+        ConfigError: an expert's task is not the simulated one.
+    """
+    if not name:
+        return None
+    if name == 'wander':
+        return _Wandering(sim, seed)
+    task = name.removesuffix('_expert')
+    if task != sim.task.name:
+        raise ConfigError(f'motion {name!r} needs task {task!r}, the simulated task is {sim.task.name!r}')
+    return _Expert(sim)

@@ -212,7 +212,7 @@ class DatasetWriter:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ):
+    ) -> None:
         if kind is None:
             self.close()
         else:

@@ -1,0 +1,142 @@
+"""Stage 1 motions: joint positions beside the end-effector poses that they amount to, without any task.
+
+They come from recordings (`read_motions`), from demonstrations (`demonstration_motions`) and from
+nothing but the robot's own limits (`synth_motions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from decoupled_policy_ros.data.dataset import Dataset
+from decoupled_policy_ros.data.lerobot_layout import vector_column
+from decoupled_policy_ros.data.motion_files import SUFFIX, MotionWriter, Recovery, read_stream
+from decoupled_policy_ros.data.motion_synthesis import joint_paths
+from decoupled_policy_ros.errors import DatasetError
+from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.robot.fingerprint import Fingerprint
+from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.robot.poses import action_from_pose
+
+__all__ = [
+    'AS_RECORDED_HZ', 'Motion', 'MotionWriter', 'Recovery', 'demonstration_motions', 'motion_actions',
+    'read_motions', 'resample', 'synth_motions',
+]  # fmt: skip
+
+AS_RECORDED_HZ = 0.0  # the fingerprint's rate of a motion whose samples came at no fixed rate
+
+_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """One uninterrupted motion.
+
+    `fingerprint.rate_hz` is the rate of the samples, or AS_RECORDED_HZ before they were resampled.
+    """
+
+    stamps_ns: NDArray[np.int64]  # (T,), strictly increasing
+    joint_positions: NDArray[np.float32]  # (T, arm joints + 1)
+    actions: NDArray[np.float32]  # (T, 10)
+    fingerprint: Fingerprint
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.stamps_ns)
+
+
+def motion_actions(kinematics: Kinematics, joint_positions: ArrayLike) -> NDArray[np.float64]:
+    """Actions (T, 10) by forward kinematics of arm joints and normalised gripper (T, n + 1)."""
+    joints = np.asarray(joint_positions, float)
+    return action_from_pose(kinematics.forward_many(joints[:, :-1]), joints[:, -1])
+
+
+def read_motions(path: str | Path) -> list[Motion]:
+    """The motion of a file, or all motions in a folder (and those below it), sorted by name.
+
+    Raises:
+        DatasetError: nothing there, not a motion file, cut short, or still being written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.rglob(f'*{SUFFIX}'))
+        if not files:
+            raise DatasetError(f'{path} holds no motion file (*{SUFFIX})')
+        return [_read_motion(file) for file in files]
+    return [_read_motion(path)]
+
+
+def _read_motion(path: Path) -> Motion:
+    fingerprint, table, summary = read_stream(path)
+    joints, actions = (
+        vector_column(table[name], {'shape': [table[name].type.list_size]}, name)
+        for name in ('joint_positions', 'action')
+    )
+    return Motion(table['stamp_ns'].to_numpy(), joints, actions, fingerprint, summary)
+
+
+def resample(motion: Motion, rate_hz: float, max_gap_s: float = 0.1) -> list[Motion]:
+    """Samples at a fixed rate: at each time the latest sample at or before it, never one made up.
+
+    Where two samples are further apart than `max_gap_s` the motion is cut in two. Pieces of fewer than
+    two samples are dropped.
+
+    Args:
+        motion: what to resample; its own rate doesn't matter.
+        rate_hz: samples per second of the result.
+        max_gap_s: longest time between two samples of one motion.
+    """
+    fingerprint = replace(motion.fingerprint, rate_hz=float(rate_hz))
+    cuts = np.flatnonzero(np.diff(motion.stamps_ns) > round(max_gap_s * _NS)) + 1
+    pieces = []
+    for first, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(motion)], strict=True):
+        stamps = motion.stamps_ns[first:end]
+        count = int((stamps[-1] - stamps[0]) * rate_hz / _NS + 1e-6) + 1 if len(stamps) else 0
+        if count < 2:
+            continue
+        grid = stamps[0] + np.rint(np.arange(count) * (_NS / rate_hz)).astype(np.int64)
+        grid = grid[grid <= stamps[-1]]
+        rows = first + np.searchsorted(stamps, grid, side='right') - 1
+        pieces.append(
+            Motion(
+                grid, motion.joint_positions[rows], motion.actions[rows], fingerprint, dict(motion.summary)
+            )
+        )
+    return [piece for piece in pieces if len(piece) > 1]
+
+
+def synth_motions(robot: RobotDescription, n: int, seed: int, rate_hz: float) -> list[Motion]:
+    """Synthetic motions: `n` minimum-jerk joint paths through the workspace, see `motion_synthesis`."""
+    kinematics, fingerprint = Kinematics(robot), Fingerprint.of(robot, rate_hz)
+    motions = []
+    for joints in joint_paths(robot, kinematics, n, seed, rate_hz):
+        stamps_ns = np.rint(np.arange(len(joints)) * (_NS / rate_hz)).astype(np.int64)
+        actions = motion_actions(kinematics, joints).astype(np.float32)
+        motions.append(
+            Motion(stamps_ns, joints.astype(np.float32), actions, fingerprint, {'source': 'synthetic'})
+        )
+    return motions
+
+
+def demonstration_motions(dataset: Dataset, robot: RobotDescription) -> Iterator[Motion]:
+    """The achieved motions of a dataset's episodes, as Stage 1 pairs.
+
+    Raises:
+        FingerprintMismatch: the dataset is about another arm.
+    """
+    fingerprint = Fingerprint.of(robot, dataset.rate_hz)
+    dataset.fingerprint.require_equal(fingerprint, 'dataset', 'robot')
+    positions, achieved = dataset.column('observation.joint_positions'), dataset.column('observation.pose')
+    arm = len(robot.joint_names)
+    gripper = robot.gripper.normalised(positions[:, arm:])
+    joints = np.concatenate([positions[:, :arm], gripper[:, None]], -1).astype(np.float32)
+    for start, length in zip(dataset.starts, dataset.lengths, strict=True):
+        rows = slice(start, start + length)
+        stamps_ns = np.rint(np.arange(length) * (_NS / dataset.rate_hz)).astype(np.int64)
+        yield Motion(stamps_ns, joints[rows], achieved[rows], fingerprint, {'source': str(dataset.root)})

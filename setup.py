@@ -7,6 +7,13 @@ from setuptools import find_packages, setup
 PACKAGE = 'decoupled_policy_ros'
 HERE = Path(__file__).resolve().parent
 SHARED_FOLDERS = ('config', 'launch', 'models')
+TEST = [
+    'diffusers>=0.30',
+    'hypothesis>=6.100',
+    'pytest>=8',
+    'pytest-timeout>=2.3',
+    'rosbags>=0.10',
+]
 
 
 def data_files():
@@ -65,15 +72,12 @@ setup(
         'sim': ['av>=12', 'mujoco==3.3.0', 'robosuite==1.4.1'],
         'train': ['av>=12', 'matplotlib>=3.8'],
         'language': ['sentence-transformers>=3'],
+        'test': TEST,  # colcon test looks for pytest in an extra of this name
         'dev': [
+            *TEST,
             'colcon-common-extensions',
             'colcon-ros',
-            'diffusers>=0.30',
-            'hypothesis>=6.100',
             'mypy>=1.10',
-            'pytest>=8',
-            'pytest-timeout>=2.3',
-            'rosbags>=0.10',
             'ruff>=0.6',
             'setuptools<80',  # colcon-core's limit; torch alone would pull a newer one
             'types-PyYAML',

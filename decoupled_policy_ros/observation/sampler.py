@@ -107,8 +107,8 @@ class Sampler:
                 limit_s=spec.max_age_s,
             )
         sample_ns, array = found
-        if (age_s := (frame_ns - sample_ns) * _NS) > spec.max_age_s:
-            raise self._stale(spec, age_s, f'at {frame_ns} ns')
+        if frame_ns - sample_ns > _ns(spec.max_age_s):
+            raise self._stale(spec, frame_ns - sample_ns, f'at {frame_ns} ns')
         if array.shape != spec.shape:
             raise ObservationError(
                 f'stream {spec.name!r} delivers shape {array.shape}, the contract says {spec.shape}',
@@ -118,7 +118,7 @@ class Sampler:
 
     def _require_live(self, stamp_ns: int, now_ns: int) -> None:
         """Name the stream that stopped, which is not always the first one that a look at `stamp_ns` would find."""
-        ages: list[tuple[float, StreamSpec]] = []
+        ages: list[tuple[int, StreamSpec]] = []
         for spec in self.contract.streams:
             latest_ns = self._buffers[spec.name].latest_stamp_ns
             if latest_ns is None:
@@ -127,35 +127,39 @@ class Sampler:
                     stream=spec.name,
                     limit_s=spec.max_age_s,
                 )
-            ages.append(((now_ns - latest_ns) * _NS, spec))
-        age_s, spec = max(ages, key=lambda pair: abs(pair[0]) - pair[1].max_age_s)
-        if abs(age_s) > spec.max_age_s:  # a stamp far in the future is as wrong as an old one
-            raise self._stale(spec, age_s, 'now')
-        age_s = (now_ns - stamp_ns) * _NS
+            ages.append((now_ns - latest_ns, spec))
+        age_ns, spec = max(ages, key=lambda pair: abs(pair[0]) - _ns(pair[1].max_age_s))
+        if abs(age_ns) > _ns(spec.max_age_s):  # a stamp far in the future is as wrong as an old one
+            raise self._stale(spec, age_ns, 'now')
+        age_ns = now_ns - stamp_ns
         spec = max(self.contract.streams, key=lambda spec: spec.max_age_s)
-        if abs(age_s) > spec.max_age_s:
-            raise self._stale(spec, age_s, 'now, at the time asked for')
+        if abs(age_ns) > _ns(spec.max_age_s):
+            raise self._stale(spec, age_ns, 'now, at the time asked for')
 
     def _require_together(self, stamps_ns: dict[str, int]) -> None:
         last, first = max(stamps_ns, key=stamps_ns.__getitem__), min(stamps_ns, key=stamps_ns.__getitem__)
-        skew_s = (stamps_ns[last] - stamps_ns[first]) * _NS
-        if skew_s > self.contract.max_skew_s:
+        skew_ns = stamps_ns[last] - stamps_ns[first]
+        if skew_ns > _ns(self.contract.max_skew_s):
             raise StreamSkewed(
-                f'stream {first!r} is {skew_s:.3f} s behind stream {last!r}, limit {self.contract.max_skew_s:g} s',
+                f'stream {first!r} is {_s(skew_ns)} behind stream {last!r}, limit {self.contract.max_skew_s:g} s',
                 stream=first,
-                age_s=skew_s,
+                age_s=skew_ns * _NS,
                 limit_s=self.contract.max_skew_s,
             )
 
     @staticmethod
-    def _stale(spec: StreamSpec, age_s: float, when: str) -> StreamStale:
-        state = f'{age_s:.3f} s old' if age_s >= 0 else f'{-age_s:.3f} s in the future'
+    def _stale(spec: StreamSpec, age_ns: int, when: str) -> StreamStale:
+        state = f'{_s(age_ns)} old' if age_ns >= 0 else f'{_s(-age_ns)} in the future'
         return StreamStale(
             f'stream {spec.name!r} is {state} {when}, limit {spec.max_age_s:g} s',
             stream=spec.name,
-            age_s=age_s,
+            age_s=age_ns * _NS,
             limit_s=spec.max_age_s,
         )
+
+
+def _ns(duration_s: float) -> int:
+    return round(duration_s * 1e9)  # limits are compared in whole nanoseconds: 150 ms is not above 0.15 s
 
 
 def _s(duration_ns: int) -> str:

@@ -1,6 +1,7 @@
 """Robot files, kinematics and fingerprint, on the two robots that ship."""
 
 import copy
+import sys
 import threading
 from pathlib import Path
 
@@ -167,15 +168,20 @@ def test_kinematics_is_safe_between_threads(fr3):
     expected, wrong = kinematics.forward_many(q), []
 
     def work(i):
-        for _ in range(500):
+        for _ in range(3000):
             if not np.array_equal(kinematics.forward(q[i]), expected[i]):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # switch threads between any two lines
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert wrong == []
 
 

@@ -13,14 +13,16 @@ import dataclasses
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.data.dataset import DatasetWriter
@@ -97,47 +99,37 @@ def make_demonstrations(
     if episodes < 1 or workers < 1:
         raise SimulationError(f'episodes and workers must be at least 1, got {episodes} and {workers}')
     started, failed = time.monotonic(), 0
-    robot = load_robot('panda_sim')
     cameras = DEFAULT_CAMERAS if images else {}
-    columns = [
-        TextColumn(f'demonstrations of {task}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[note]}'),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    ]  # fmt: skip
-    progress = Progress(*columns, disable=quiet)
-    writer: DatasetWriter | None = None
-    with progress:
-        bar = progress.add_task(task, total=episodes, note='')
-        try:
-            for success, frames in _attempts(task, dict(cameras), seed, workers, noise):
-                if writer is None:
-                    vectors = {'object_state': frames['observation.object_state'].shape[1]}
-                    writer = DatasetWriter(out, robot, RATE_HZ, cameras, vectors)
-                if success:
-                    writer.add_episode(sim_task(task).instruction, True, frames)
-                else:
-                    failed += 1
-                progress.update(bar, completed=writer.n_episodes, note=f'{failed} failed' if failed else '')
-                if failed > max(20, writer.n_episodes):
+    columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn('{task.fields[note]}')]
+    vectors = {'object_state': sim_task(task).object_state_dim}
+    with (
+        DatasetWriter(out, load_robot('panda_sim'), RATE_HZ, cameras, vectors) as writer,
+        closing(_attempts(task, cameras, seed, workers, noise)) as attempts,
+        Progress(*columns, disable=quiet) as progress,
+    ):
+        bar = progress.add_task(f'demonstrations of {task}', total=episodes, note='')
+        while writer.n_episodes < episodes:
+            success, frames = next(attempts)
+            if success:
+                writer.add_episode(sim_task(task).instruction, True, frames)
+            else:
+                failed += 1
+                if failed > 20 + writer.n_episodes:
                     raise SimulationError(f'{task}: {failed} of {failed + writer.n_episodes} attempts failed')
-                if writer.n_episodes == episodes:
-                    break
-            assert writer is not None
-            writer.close()
-        except BaseException:
-            if writer is not None:
-                writer.abort()
-            raise
+            progress.update(bar, completed=writer.n_episodes, note=f'{failed} failed' if failed else '')
     return DemonstrationReport(writer.n_episodes, failed, writer.n_frames, time.monotonic() - started)
 
 
-def record_episode(sim: SimRobot, kinematics: Kinematics, seed: int, noise: bool) -> tuple[bool, dict[str, Any]]:
+def record_episode(
+    sim: SimRobot, kinematics: Kinematics, seed: int, noise: bool
+) -> tuple[bool, dict[str, Any]]:
     """Reset the scene, let the expert act, and return whether it ends in success, and the frames (T, ...)."""
     rng = np.random.default_rng(seed)
     sim.reset(seed)
     perturbation = _Perturbation(rng, noise)
     perturbation.leave_home(sim)
     expert = Expert(sim.task.name)
-    rows: dict[str, list] = collections.defaultdict(list)
+    rows: dict[str, list[Any]] = collections.defaultdict(list)
     while True:
         target, gripper = expert.act(sim)
         if expert.done:
@@ -151,7 +143,7 @@ def record_episode(sim: SimRobot, kinematics: Kinematics, seed: int, noise: bool
     return sim.success, _frames(sim, kinematics, {name: np.stack(values) for name, values in rows.items()})
 
 
-def _frames(sim: SimRobot, kinematics: Kinematics, rows: dict[str, NDArray]) -> dict[str, NDArray]:
+def _frames(sim: SimRobot, kinematics: Kinematics, rows: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Columns of a dataset: what was measured, and what follows from the joints by forward kinematics."""
     joints, n_arm = rows['joint_positions'], len(sim.robot.joint_names)
     pose = kinematics.forward_many(joints[:, :n_arm])
@@ -159,7 +151,9 @@ def _frames(sim: SimRobot, kinematics: Kinematics, rows: dict[str, NDArray]) -> 
     observed = {f'observation.{name}': value for name, value in rows.items() if name != 'action'}
     return {
         **observed,
-        'observation.proprioception': Proprioception(sim.robot, kinematics).many(joints),  # as the live node does
+        'observation.proprioception': Proprioception(sim.robot, kinematics).many(
+            joints
+        ),  # as the live node does
         'observation.pose': poses.action_from_pose(pose, gripper),
         'action': rows['action'],
     }
@@ -199,26 +193,32 @@ def _displaced(pose: Array, offset: Array) -> Array:
     return poses.pose_from_position_rotation(pose[:3, 3] + offset[:3], rotation)
 
 
-def _episode_seed(seed: int, index: int) -> int:
+def episode_seed(seed: int, index: int) -> int:
+    """Seed of the scene and the noise of attempt number `index` (from 0) of a run with `seed`."""
     return int(np.random.SeedSequence([_SEED_SPACE, seed, index]).generate_state(1)[0])
 
 
 def _attempts(
-    task: str, cameras: dict[str, tuple[int, int]], seed: int, workers: int, noise: bool
-) -> Iterator[tuple[bool, dict[str, Any]]]:
+    task: str, cameras: Mapping[str, tuple[int, int]], seed: int, workers: int, noise: bool
+) -> Generator[tuple[bool, dict[str, Any]], None, None]:
     """Attempts 0, 1, 2, ... without end, in order, a few of them ahead in other processes."""
     # Spawned, not forked: OpenGL contexts and thread pools don't survive a fork.
     pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context('spawn'), initializer=_start_worker, initargs=(task, cameras, workers)
+        workers,
+        multiprocessing.get_context('spawn'),
+        initializer=_start_worker,
+        initargs=(task, cameras, workers),
     )
     waiting: collections.deque[Future] = collections.deque()
     try:
         index = 0
         while True:
             while len(waiting) < workers + 2:
-                waiting.append(pool.submit(_attempt, _episode_seed(seed, index), noise))
+                waiting.append(pool.submit(_attempt, episode_seed(seed, index), noise))
                 index += 1
             yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise SimulationError(f'a process that makes demonstrations of {task} died: {error}') from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -226,7 +226,7 @@ def _attempts(
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(task: str, cameras: dict[str, tuple[int, int]], workers: int) -> None:
+def _start_worker(task: str, cameras: Mapping[str, tuple[int, int]], workers: int) -> None:
     if workers > 1:
         # One process per core: threads of the software renderer or of BLAS would only wait for each other.
         for name in ('LP_NUM_THREADS', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):

@@ -9,9 +9,11 @@ backwards, resets included.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +21,8 @@ from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.errors import SimulationError
 from decoupled_policy_ros.robot import poses
+from decoupled_policy_ros.robot.description import RobotDescription, load_robot
+from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.sim.renderer import SceneRenderer, assign_geom_groups, choose_opengl
 
 Array = NDArray[np.float64]
@@ -34,6 +38,11 @@ class SimTask:
     objects: Mapping[str, str]
     instruction: str
     max_steps: int
+
+    @property
+    def object_state_dim(self) -> int:
+        """Size of `SimRobot.object_state`."""
+        return 10 * len(self.objects) + 3 * (len(self.objects) - 1)
 
 
 TASKS = {
@@ -80,7 +89,7 @@ class SimRobot:
     def __init__(
         self,
         task: str = 'lift',
-        robot=None,
+        robot: RobotDescription | None = None,
         cameras: Mapping[str, tuple[int, int]] | None = None,
         seed: int = 0,
         rate_hz: float = 20.0,
@@ -91,9 +100,11 @@ class SimRobot:
         self.cameras = dict(DEFAULT_CAMERAS if cameras is None else cameras)
         for name in self.cameras:
             if name not in CAMERAS:
-                raise SimulationError(f'unknown simulated camera {name!r}, valid: {", ".join(sorted(CAMERAS))}')
-        self._sizes = {**self.cameras, 'overview': tuple(overview_size)}
-        self._renderers: dict[tuple[int, int, bool], SceneRenderer] = {}
+                raise SimulationError(
+                    f'unknown simulated camera {name!r}, valid: {", ".join(sorted(CAMERAS))}'
+                )
+        self._sizes: dict[str, tuple[int, int]] = {**self.cameras, 'overview': overview_size}
+        self._renderers: dict[tuple[tuple[int, int], bool], SceneRenderer] = {}
         self._images: dict[str, NDArray[np.uint8]] = {}
         self._period_ns = round(1e9 / self.rate_hz)
         self.stamp_ns = 0
@@ -109,8 +120,9 @@ class SimRobot:
             ours: self._model.body(getattr(self._env, theirs).root_body).id
             for ours, theirs in self.task.objects.items()
         }
-        self.robot = _checked_robot(robot, [*arm.robot_joints, *arm.gripper_joints])
+        self.robot = load_robot('panda_sim') if robot is None else robot
         self.reset(seed)
+        _check_robot(self, [*arm.robot_joints, *arm.gripper_joints])
 
     def reset(self, seed: int) -> None:
         """Place the objects and the arm anew. One seed always gives the same episode, in any process.
@@ -133,7 +145,9 @@ class SimRobot:
         """
         target = np.asarray(pose_base_target, float)
         if target.shape != (4, 4) or not np.all(np.isfinite(target)) or not np.isfinite(gripper):
-            raise SimulationError(f'a command is a finite (4, 4) pose and a number, got {target.tolist()}, {gripper}')
+            raise SimulationError(
+                f'a command is a finite (4, 4) pose and a number, got {target.tolist()}, {gripper}'
+            )
         world = self.pose_world_base @ target
         rotation = Rotation.from_matrix(world[:3, :3]).as_rotvec()
         self._env.step(np.concatenate([world[:3, 3], rotation, [np.clip(gripper, -1.0, 1.0)]]))
@@ -181,12 +195,12 @@ class SimRobot:
             position, quat = poses.position_quat_from_pose(pose)
             positions.append(position)
             parts += [position, quat, position - ee]
-        parts += [b - a for a, b in zip(positions, positions[1:], strict=False)]
+        parts += [b - a for a, b in itertools.pairwise(positions)]
         return np.concatenate(parts).astype(np.float32)
 
     @property
     def success(self) -> bool:
-        """robosuite's own success check for the task, now."""
+        """Whether the task is done, now, by robosuite's own check."""
         return bool(self._env._check_success())
 
     def image(self, name: str) -> NDArray[np.uint8]:
@@ -199,9 +213,10 @@ class SimRobot:
             raise SimulationError(f'no camera {name!r} here, valid: {", ".join(sorted(self._sizes))}')
         if name not in self._images:
             overview = name == 'overview'
-            key = (*self._sizes[name], overview)
+            key = (self._sizes[name], overview)
             if key not in self._renderers:
-                self._renderers[key] = SceneRenderer(self._model, *key)
+                height, width = self._sizes[name]
+                self._renderers[key] = SceneRenderer(self._model, height, width, visual_meshes=overview)
             self._images[name] = self._renderers[key].render(self._data, None if overview else CAMERAS[name])
         return self._images[name]
 
@@ -224,14 +239,14 @@ class SimRobot:
     def __enter__(self) -> SimRobot:
         return self
 
-    def __exit__(self, *_exception) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
     def _body_pose(self, body: int) -> Array:
         return poses.pose_from_position_rotation(self._data.xpos[body], self._data.xmat[body].reshape(3, 3))
 
 
-def _make_environment(task: SimTask, rate_hz: float):
+def _make_environment(task: SimTask, rate_hz: float) -> Any:
     choose_opengl()
     # robosuite warns on every import that its optional private macro file is missing.
     logging.getLogger('robosuite_logs').addFilter(lambda record: 'macro' not in record.getMessage())
@@ -265,21 +280,29 @@ def _make_environment(task: SimTask, rate_hz: float):
     return env
 
 
-def _checked_robot(robot, sim_joints: list[str]):
-    """The description, if its joints are this arm's, in this order."""
-    from decoupled_policy_ros.robot.description import load_robot
+def _check_robot(sim: SimRobot, sim_joints: list[str]) -> None:
+    """Refuse a description whose joints or whose forward kinematics aren't those of the simulated arm.
 
-    robot = load_robot('panda_sim') if robot is None else robot
+    Raises:
+        SimulationError: the message names the joints, or the distance at the scene's current configuration.
+    """
+    robot = sim.robot
     bare = [name.split('_', 1)[1] for name in sim_joints]
     described = list(robot.all_joint_names)
-    if len(described) != len(bare) or not all(d.endswith(b) for d, b in zip(described, bare, strict=True)):
+    if described != bare:
         raise SimulationError(f'robot {robot.name!r} has joints {described}, the simulated arm has {bare}')
-    return robot
+    pose_base_ee = Kinematics(robot).forward(sim.joint_positions[: len(robot.joint_names)])
+    error = float(np.abs(pose_base_ee - sim.pose_base_ee).max())
+    if error > 1e-6:
+        raise SimulationError(
+            f"robot {robot.name!r} describes another arm or another ee_frame than the simulated Panda's grip site: "
+            f'forward kinematics differs by {error:.3g}'
+        )
 
 
 @contextmanager
-def _global_seed(seed: int):
-    """robosuite draws from numpy's global generator: seed it for a moment, then put the caller's state back."""
+def _global_seed(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, from which robosuite draws, and put the caller's state back afterwards."""
     state = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:

@@ -1,16 +1,17 @@
 """Pictures of a MuJoCo scene without a window: which OpenGL to use, what to draw, how to draw it fast.
 
 Software OpenGL spends its time on polygons and on samples per pixel. The views that a policy looks through
-therefore draw the robot's collision meshes (some 3,000 polygons) instead of its visual meshes (some 200,000), each
-as its convex hull, without shadows or reflections, into a frame buffer that is no larger than the picture:
-two 84x84 views take about 4 ms instead of 110 ms. The demo's overview draws the visual meshes. A policy's weights depend
-on how these views look, so colours, cameras and flags below are part of what a task was trained on.
+therefore draw the robot's collision meshes (some 3,000 polygons) instead of its visual meshes (some 200,000),
+each as its convex hull, without shadows or reflections, into a frame buffer no larger than the picture: two
+84x84 views take 4 ms instead of some 100. The demo's overview draws the visual meshes. A policy's weights
+depend on how these views look, so colours, cameras and flags below are part of what a task was trained on.
 """
 
 from __future__ import annotations
 
 import ctypes.util
 import os
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def choose_opengl() -> str:
     return os.environ['MUJOCO_GL']
 
 
-def assign_geom_groups(model) -> None:
+def assign_geom_groups(model: Any) -> None:
     """Sort the geoms of a robosuite table scene into the four groups above and colour the collision meshes.
 
     Groups and colours are for drawing only: the physics doesn't change.
@@ -73,7 +74,7 @@ def assign_geom_groups(model) -> None:
 class SceneRenderer:
     """Draws named cameras of one model; one instance belongs to the thread that made it."""
 
-    def __init__(self, model, height: int, width: int, visual_meshes: bool = False):
+    def __init__(self, model: Any, height: int, width: int, visual_meshes: bool = False):
         """Make an OpenGL context and a frame buffer of exactly (height, width) pixels.
 
         Raises:
@@ -92,7 +93,9 @@ class SceneRenderer:
         try:
             self._renderer = mujoco.Renderer(model, height, width, max_geom=500)
         except (RuntimeError, ImportError, AttributeError, mujoco.FatalError) as error:
-            raise SimulationError(f'{NO_OPENGL} (MUJOCO_GL={os.environ.get("MUJOCO_GL")}: {error})') from error
+            raise SimulationError(
+                f'{NO_OPENGL} (MUJOCO_GL={os.environ.get("MUJOCO_GL")}: {error})'
+            ) from error
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = visual_meshes
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         self._overview = mujoco.MjvCamera()
@@ -100,7 +103,7 @@ class SceneRenderer:
         self._overview.distance = _OVERVIEW['distance']
         self._overview.azimuth, self._overview.elevation = _OVERVIEW['azimuth'], _OVERVIEW['elevation']
 
-    def render(self, data, camera: str | None) -> NDArray[np.uint8]:
+    def render(self, data: Any, camera: str | None) -> NDArray[np.uint8]:
         """Picture (H, W, 3) uint8 rgb, first row on top, of a named camera or, for None, of the overview."""
         self._renderer.update_scene(data, self._overview if camera is None else camera, self._option)
         return self._renderer.render()

@@ -69,6 +69,7 @@ def known_image(encoding):
     height, width = 5, 7
     rgb = rng.integers(0, 256, (height, width, 3), np.uint8)
     alpha = rng.integers(0, 256, (height, width, 1), np.uint8)
+    wide, depth = rgb[..., 0].astype(np.uint16) * 251, rgb[..., 0].astype(np.float32) / 3
     pixels, expected = {
         'rgb8': (rgb, rgb),
         'bgr8': (rgb[..., ::-1], rgb),
@@ -76,14 +77,13 @@ def known_image(encoding):
         'bgra8': (np.concatenate([rgb[..., ::-1], alpha], -1), rgb),
         'mono8': (rgb[..., 0], rgb[..., 0]),
         '8UC1': (rgb[..., 0], rgb[..., 0]),
-        'mono16': (rgb[..., 0] * np.uint16(257), rgb[..., 0] * np.uint16(257)),
-        '16UC1': (rgb[..., 0] * np.uint16(251), rgb[..., 0] * np.uint16(251)),
-        '32FC1': (rgb[..., 0] / np.float32(3), rgb[..., 0] / np.float32(3)),
+        'mono16': (wide, wide),
+        '16UC1': (wide, wide),
+        '32FC1': (depth, depth),
     }[encoding]
     return pixels, expected
 
 
-LITTLE_ENDIAN = '<'
 FLAT = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', '8UC1', 'mono16', '16UC1', '32FC1')
 BAYER = tuple(name for name in ENCODINGS if name.startswith('bayer_'))
 
@@ -127,7 +127,7 @@ def test_bayer_mosaic_of_one_colour_gives_that_colour(encoding, colour, decoder)
     rgb = np.tile(np.array(colour, np.uint8), (8, 10, 1))
     raw = mosaic(rgb, encoding[6:10])
     if encoding.endswith('16'):
-        raw = raw * np.uint16(257)
+        raw = raw.astype(np.uint16) * 257
     data, step = padded(encoded(raw, '<'), 6)
     np.testing.assert_array_equal(image_to_array(rclpy_image(encoding, 8, 10, step, data), decoder), rgb)
 
@@ -139,7 +139,7 @@ def test_bayer_mosaic_keeps_places(encoding, decoder):
     rgb = np.zeros((8, 16, 3), np.uint8)
     rgb[:, :8], rgb[:, 8:] = RED, BLUE
     raw = mosaic(rgb, encoding[6:10])
-    raw = raw * np.uint16(257) if encoding.endswith('16') else raw
+    raw = raw.astype(np.uint16) * 257 if encoding.endswith('16') else raw
     data, step = padded(encoded(raw, '<'), 0)
     result = image_to_array(rclpy_image(encoding, 8, 16, step, data), decoder)
     np.testing.assert_array_equal(result[:, :6], rgb[:, :6])
@@ -147,7 +147,7 @@ def test_bayer_mosaic_keeps_places(encoding, decoder):
 
 
 def test_big_endian_bayer():
-    raw = mosaic(np.tile(np.array([200, 100, 50], np.uint8), (4, 4, 1)), 'rggb') * np.uint16(257)
+    raw = mosaic(np.tile(np.array([200, 100, 50], np.uint16), (4, 4, 1)), 'rggb') * 257
     data, step = padded(encoded(raw, '>'), 0)
     result = image_to_array(rclpy_image('bayer_rggb16', 4, 4, step, data, is_bigendian=1))
     assert result[1, 1].tolist() == [200, 100, 50]

@@ -35,9 +35,7 @@ def test_quaternion_round_trip(pose):
 
 def test_batches_equal_their_rows():
     rng = np.random.default_rng(0)
-    pose = poses.pose_from_position_rotation(
-        rng.normal(size=(2, 5, 3)), Rotation.random(10, rng=0).as_matrix().reshape(2, 5, 3, 3)
-    )
+    pose = poses.pose_from_position_quat(rng.normal(size=(2, 5, 3)), rng.normal(size=(2, 5, 4)))
     gripper = rng.uniform(-1, 1, (2, 5))
     action = poses.action_from_pose(pose, gripper)
     position_m, quat_xyzw = poses.position_quat_from_pose(pose)

@@ -34,7 +34,7 @@ def share_folders() -> list[Path]:
         ament_share(PACKAGE),
         Path(sys.prefix) / 'share' / PACKAGE,
     ]
-    return [folder for folder in candidates if folder is not None and (folder / 'config').is_dir()]
+    return [folder for folder in candidates if folder is not None and (folder / 'config/robots').is_dir()]
 
 
 def resolve_uri(uri: str, relative_to: Path) -> Path:

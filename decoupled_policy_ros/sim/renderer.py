@@ -37,7 +37,7 @@ _COLOURS = {
 }
 
 #: Free-camera view for people: lookat (world, metres), distance (metres), azimuth and elevation (degrees).
-_OVERVIEW = {'lookat': (-0.12, 0.0, 0.98), 'distance': 1.55, 'azimuth': 135.0, 'elevation': -22.0}
+_OVERVIEW = {'lookat': (-0.22, 0.0, 1.0), 'distance': 1.4, 'azimuth': 145.0, 'elevation': -18.0}
 
 
 def choose_opengl() -> str:

@@ -42,7 +42,7 @@ class ModulatedBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        """x (B, T, width), gamma and beta (B, hidden) -> (B, T, width)."""
+        """X (B, T, width), gamma and beta (B, hidden) -> (B, T, width)."""
         h = torch.addcmul(beta[:, None], gamma[:, None], F.gelu(self.expand(x)))
         return self.norm(x + self.dropout(self.contract(h)))
 

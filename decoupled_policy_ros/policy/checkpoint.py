@@ -194,7 +194,7 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except FileNotFoundError as error:
         raise CheckpointError(f'{folder}: {Path(error.filename).name} is missing') from error
     except (ValueError, OSError) as error:
-        raise CheckpointError(f'{folder}/{kind}.json can\'t be read: {error}') from error
+        raise CheckpointError(f"{folder}/{kind}.json can't be read: {error}") from error
     expected = (f'decoupled_policy_ros/{kind}', FORMAT_VERSION)
     found = (header.get('format'), header.get('version')) if isinstance(header, dict) else None
     if found != expected:

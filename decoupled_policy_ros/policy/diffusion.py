@@ -70,7 +70,7 @@ class NoiseSchedule:
         """
         total = self.config.training_steps
         if not 1 <= count <= total:
-            raise ConfigError(f'denoising steps must be in 1..{total}, the training steps of this backbone; got {count}')
+            raise ConfigError(f'denoising steps must be in 1..{total} (the training steps), got {count}')
         return [i * (total // count) for i in range(count)][::-1]
 
     def clean_estimate(self, eps: Tensor, x_k: Tensor, k: int) -> Tensor:

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from decoupled_policy_ros.errors import ConfigError
 
@@ -116,7 +124,7 @@ def load_config(path: Path | str, kind: type[C], overrides: dict[str, object] | 
     try:
         values = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f'{path} can\'t be read: {error}') from error
+        raise ConfigError(f"{path} can't be read: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f'{path} must hold a mapping, got {type(values).__name__}')
     for dotted, value in (overrides or {}).items():

@@ -46,6 +46,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EpisodeResult:
+    """Outcome of the episode of one seed, and the control steps that it took."""
+
     seed: int
     success: bool
     steps: int

@@ -94,7 +94,7 @@ class Trainer:
         device = torch.device(self.config.device).type
         with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == 'bfloat16'):
             loss = self.loss()
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(f'the loss of step {step} is {value}; lower the learning rate '
                                 f'({self.config.learning_rate}) or look for bad data')

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from decoupled_policy_ros.training.loop import Trainer
 
 matplotlib.use('Agg')  # files only: a training machine has no display
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 
 def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, result: dict) -> None:

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decoupled_policy_ros.data.dataset import Dataset
-from decoupled_policy_ros.data.motions import Motion, read_motions, resample, synth_motions
+from decoupled_policy_ros.data.motions import (
+    Motion,
+    demonstration_motions,
+    read_motions,
+    resample,
+    synth_motions,
+)
 from decoupled_policy_ros.data.windows import window_indices
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
@@ -60,29 +66,16 @@ def load_motion_windows(config: Stage1Config, robot: RobotDescription) -> tuple[
 def _motions_of(source: MotionSource, robot: RobotDescription, config: Stage1Config) -> list[Motion]:
     if source.synthetic is not None:
         return synth_motions(robot, source.synthetic, config.optimisation.seed, config.rate_hz)
-    expected = Fingerprint.of(robot, config.rate_hz)
-    if source.recorded is not None:
-        recorded = read_motions(source.recorded)
-        pieces = [piece for motion in recorded for piece in resample(motion, config.rate_hz)]
+    if source.demonstrations is not None:
+        motions = list(demonstration_motions(Dataset.open(source.demonstrations), robot))
     else:
-        assert source.demonstrations is not None
-        pieces = _motions_of_dataset(Dataset.open(source.demonstrations), robot)
-    for piece in pieces:
-        piece.fingerprint.require_equal(expected, what=str(source.recorded or source.demonstrations),
-                                        other_what=f'robot {robot.name!r} at {config.rate_hz} Hz')
-    return pieces
-
-
-def _motions_of_dataset(dataset: Dataset, robot: RobotDescription) -> list[Motion]:
-    joints = dataset.column('observation.joint_positions')
-    actions = dataset.column('observation.pose')
-    arm = len(robot.joint_names)
-    gripper = robot.gripper.normalised(joints[:, arm:])[:, None]
-    pairs = np.concatenate([joints[:, :arm], gripper], 1)
-    stamps = (dataset.column('timestamp').reshape(-1) * 1e9).astype(np.int64)
-    ends = dataset.starts + dataset.lengths
-    return [Motion(stamps[a:b], pairs[a:b], actions[a:b], dataset.fingerprint)
-            for a, b in zip(dataset.starts, ends, strict=True)]
+        assert source.recorded is not None  # a source has exactly one of the three
+        motions = [piece for motion in read_motions(source.recorded) for piece in resample(motion, config.rate_hz)]
+    expected = Fingerprint.of(robot, config.rate_hz)
+    for motion in motions:
+        motion.fingerprint.require_equal(expected, what=str(source.recorded or source.demonstrations),
+                                         other_what=f'robot {robot.name!r} at {config.rate_hz} Hz')
+    return motions
 
 
 @dataclass

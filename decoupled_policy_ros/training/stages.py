@@ -192,6 +192,6 @@ def _provenance(stage: str, data: dict, trainer: Trainer) -> dict:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # run from a source tree
             versions[package] = 'not installed'
-    return {'stage': stage, 'data': data, 'steps': trainer.config.steps, 'batch_size': trainer.config.batch_size,
-            'seed': trainer.config.seed, 'final_loss': round(sum(trainer.losses[-100:]) / len(trainer.losses[-100:]), 6),
-            'versions': versions}
+    config, last = trainer.config, trainer.losses[-100:]
+    return {'stage': stage, 'data': data, 'steps': config.steps, 'batch_size': config.batch_size, 'seed': config.seed,
+            'final_loss': round(sum(last) / len(last), 6), 'versions': versions}

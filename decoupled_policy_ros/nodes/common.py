@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -19,9 +20,12 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from rclpy.wait_for_message import wait_for_message
 from sensor_msgs.msg import Image
+from std_msgs.msg import String
 
 from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
+from decoupled_policy_ros.robot.description import RobotDescription, description_topic, load_robot
 from decoupled_policy_ros.robot.poses import pose_from_position_quat, position_quat_from_pose
 
 Settings = TypeVar('Settings')
@@ -113,6 +117,44 @@ def declare_settings(node: Node, settings: type[Settings]) -> Settings:
     )
 
 
+def read_settings(node: Node, settings: type[Settings]) -> Settings:
+    """Read the present values of parameters that `declare_settings` declared.
+
+    Raises:
+        ConfigError: a value is none of the parameter's choices.
+    """
+    fields = dataclasses.fields(settings)  # type: ignore[arg-type]
+    values = {field.name: node.get_parameter(field.name).value for field in fields}
+    for field in fields:
+        choices = field.metadata.get('choices')
+        if choices and values[field.name] not in choices:
+            raise ConfigError(
+                f'parameter {field.name}: {values[field.name]!r} is not one of {", ".join(choices)}'
+            )
+    return settings(**values)
+
+
+def read_robot(node: Node, name: str, timeout_s: float) -> RobotDescription:
+    """Load a robot, with the URDF from its description topic where the robot names one and it is latched there.
+
+    Args:
+        node: subscribes to the topic for as long as this takes.
+        name: robot in config/robots or path of a YAML file.
+        timeout_s: how long to wait for the topic (wall).
+
+    Raises:
+        RobotDescriptionError: see `load_robot`; also when the topic is silent and the robot has no file.
+    """
+    topic = description_topic(name)
+    if topic is None:
+        return load_robot(name)
+    arrived, message = wait_for_message(String, node, topic, qos_profile=LATCHED, time_to_wait=timeout_s)
+    if arrived:
+        return load_robot(name, description_xml=message.data)
+    node.get_logger().info(f'no URDF on {topic} within {timeout_s} s: taking the file of robot {name!r}')
+    return load_robot(name)
+
+
 def time_message(stamp_ns: int) -> Time:
     """builtin_interfaces/Time of a stamp in nanoseconds."""
     return Time(sec=stamp_ns // NS_PER_S, nanosec=stamp_ns % NS_PER_S)
@@ -123,9 +165,9 @@ def time_ns(stamp: Time) -> int:
     return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)
 
 
-def pose_message(pose: NDArray[np.float64]) -> Pose:
-    """geometry_msgs/Pose of a homogeneous matrix (4, 4)."""
-    position_m, quat_xyzw = position_quat_from_pose(pose)
+def pose_message(pose: NDArray[np.float64], near_quat_xyzw: ArrayLike | None = None) -> Pose:
+    """geometry_msgs/Pose of a homogeneous matrix (4, 4); of q and -q the one nearer to `near_quat_xyzw`."""
+    position_m, quat_xyzw = position_quat_from_pose(pose, near_quat_xyzw)
     message = Pose()
     message.position.x, message.position.y, message.position.z = position_m.tolist()
     orientation = message.orientation
@@ -133,9 +175,11 @@ def pose_message(pose: NDArray[np.float64]) -> Pose:
     return message
 
 
-def pose_stamped(pose: NDArray[np.float64], frame_id: str, stamp_ns: int) -> PoseStamped:
-    """geometry_msgs/PoseStamped of a homogeneous matrix (4, 4)."""
-    message = PoseStamped(pose=pose_message(pose))
+def pose_stamped(
+    pose: NDArray[np.float64], frame_id: str, stamp_ns: int, near_quat_xyzw: ArrayLike | None = None
+) -> PoseStamped:
+    """geometry_msgs/PoseStamped of a homogeneous matrix (4, 4); quaternion as in `pose_message`."""
+    message = PoseStamped(pose=pose_message(pose, near_quat_xyzw))
     message.header.frame_id = frame_id
     message.header.stamp = time_message(stamp_ns)
     return message
@@ -205,6 +249,8 @@ def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int
         logger.fatal(str(error))
         return 1
     finally:
+        # Ctrl-C under ros2 launch arrives twice, from the terminal and from launch: the second must not cut this short.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if node is not None:
             executor.remove_node(node)
             node.destroy_node()

@@ -1,0 +1,332 @@
+"""The policy's two threads: one turns observations into chunks, one turns chunks into commands.
+
+    worker     waits until a chunk is due and an observation for it is there; samples, infers, hands over the chunk
+    streamer   at each tick of the node's clock: the current chunk at that time, or the last command, held
+
+The worker is never in a hurry and the streamer never waits for a network: while the next chunk is computed, the
+streamer goes on along the waypoints of the current one that lie past its executed part. With `lockstep` time itself
+waits: each clock value gets exactly one command, and where a chunk is due, that command comes from the new chunk.
+
+Nothing here knows ROS; the node gives it a clock and a place to publish.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoupled_policy_ros.errors import InferenceError, ObservationError
+from decoupled_policy_ros.nodes.policy_statistics import Statistics
+from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
+from decoupled_policy_ros.runtime.engine import Engine
+
+#: Longest sleep of a thread (s): both are woken by what they wait for, this is the safety net.
+IDLE_S = 0.05
+
+DISABLED, WAITING, FOLLOWING, HOLDING, FAILED = 'disabled', 'waiting', 'following', 'holding', 'failed'
+
+
+class Outputs(Protocol):
+    """Where commands go."""
+
+    def publish_command(self, pose_base_ee: NDArray[np.float64], stamp_ns: int) -> None:
+        """Send a target pose (4, 4)."""
+
+    def publish_gripper(self, state: str) -> None:
+        """Send the gripper to 'open' or 'closed'."""
+
+    def publish_chunk(self, chunk: Chunk) -> None:
+        """Show the whole chunk."""
+
+    def publish_state(self, state: str, reason: str) -> None:
+        """Tell what the policy is doing, and why."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How commands are streamed."""
+
+    lockstep: bool
+    control_rate_hz: float
+    gripper_hysteresis: float
+    seed: int
+
+
+class PolicyLoop:
+    """Runs between `start` and `stop`; after `stop` has returned nothing is published.
+
+    Args:
+        engine: the policy, warmed up.
+        sampler: takes observations out of the stream buffers.
+        outputs: where commands go; called with this object's lock held, so that disabling is immediate.
+        now_ns: the node's clock; 0 while there is no time yet.
+        settings: how commands are streamed.
+        explain: what went wrong lately on a stream, to be added to a refusal.
+        on_failure: told of an exception that ended a thread; there are no commands any more then.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        sampler: Sampler,
+        outputs: Outputs,
+        now_ns: Callable[[], int],
+        settings: LoopSettings,
+        explain: Callable[[str], str],
+        on_failure: Callable[[Exception], None],
+    ):
+        self._engine, self._sampler, self._outputs = engine, sampler, outputs
+        self._now_ns, self._settings, self._explain = now_ns, settings, explain
+        self._on_failure = on_failure
+        self.statistics = Statistics()
+        self._period_ns = round(1e9 / settings.control_rate_hz)
+        self._lock = threading.RLock()
+        self._observed = threading.Condition(self._lock)  # wakes the worker
+        self._ticked = threading.Condition(self._lock)  # wakes the streamer
+        self._threads: list[threading.Thread] = []
+        self._running = False
+        self._enabled = False
+        self._generation = 0
+        self._latch = GripperLatch(settings.gripper_hysteresis)
+        self.state, self.reason = DISABLED, ''
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start afresh; whatever is being computed now will be thrown away."""
+        self._generation += 1
+        self._chunk: Chunk | None = None
+        self._refusal: ObservationError | None = None
+        self._refused_ns = 0
+        self._last_pose: NDArray[np.float64] | None = None
+        self._last_tick_ns = 0
+        self._reseed = True
+        self._latch.reset()
+
+    # --- from the node's callbacks --------------------------------------------------------------
+
+    def start(self, enabled: bool) -> None:
+        """Start both threads."""
+        self._running = True
+        self.enable(enabled)
+        for target, name in ((self._work, 'policy_worker'), (self._stream, 'policy_streamer')):
+            thread = threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """End both threads; a cycle that is being computed is waited for and dropped."""
+        with self._lock:
+            self._running = self._enabled = False
+            self._observed.notify_all()
+            self._ticked.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def enable(self, enabled: bool) -> None:
+        """Let commands through, beginning with a fresh chunk and the first noise of the seed; or none any more."""
+        with self._lock:
+            self._enabled = enabled
+            self._forget()
+            self._set_state(*((WAITING, 'no observation yet') if enabled else (DISABLED, 'no commands')))
+            self._observed.notify_all()
+            self._ticked.notify_all()
+
+    def restart(self) -> None:
+        """Forget chunk and last command, as after a jump of the clock."""
+        with self._lock:
+            self.enable(self._enabled)
+
+    def report(self) -> tuple[str, str, dict[str, str], dict[str, float]]:
+        """State, its reason, all statistics as text, and the ages (s) of the last observation's streams."""
+        with self._lock:
+            return self.state, self.reason, self.statistics.values(), self.statistics.ages_s
+
+    def notify_observed(self) -> None:
+        """Say that a stream has a new sample."""
+        with self._lock:
+            self._observed.notify()
+
+    def notify_ticked(self) -> None:
+        """Say that the node's clock has moved."""
+        with self._lock:
+            self._ticked.notify()
+            self._observed.notify()
+
+    def _guarded(self, target: Callable[[], None]) -> None:
+        try:
+            target()
+        except Exception as error:  # a thread would die in silence
+            with self._lock:
+                self._running = self._enabled = False
+                self._observed.notify_all()
+                self._ticked.notify_all()
+                self._set_state(FAILED, f'{type(error).__name__}: {error}')
+            self._on_failure(error)
+
+    # --- worker ---------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            planned = self._plan()
+            with self._lock:
+                if not self._running:
+                    return
+                if not planned:
+                    self._observed.wait(IDLE_S)
+
+    def _plan(self) -> bool:
+        """One cycle, if one is due and possible; returns whether a chunk came of it."""
+        with self._lock:
+            if not self._enabled:
+                return False
+            generation, chunk, now_ns = self._generation, self._chunk, self._now_ns()
+        if now_ns == 0 or (chunk is not None and now_ns < chunk.replan_stamp_ns):
+            return False
+        start = time.perf_counter()
+        stamp_ns = self._sampler.latest_common_stamp_ns()
+        try:
+            observation = self._sampler.sample(now_ns if stamp_ns is None else stamp_ns, now_ns)
+        except ObservationError as error:
+            self._refuse(error, generation, now_ns)
+            return False
+        if stamp_ns is None or (chunk is not None and stamp_ns < chunk.replan_stamp_ns):
+            return False  # valid, but the one that the next chunk starts from has still to come
+        sampled = time.perf_counter()
+        try:
+            prediction = self._engine_of(generation)(observation.arrays)
+            contract = self._sampler.contract
+            new = Chunk(
+                prediction.actions,
+                stamp_ns,
+                contract.rate_hz,
+                contract.n_obs_steps,
+                self._engine.policy.n_execute,
+            )
+        except (InferenceError, ValueError) as error:
+            with self._lock:
+                self.statistics.rejected_chunks += 1
+                self.statistics.last_rejection = str(error)
+            return False
+        timings_ms = {'sample': 1e3 * (sampled - start), **prediction.timings_ms}
+        timings_ms['total'] = 1e3 * (time.perf_counter() - start)
+        return self._adopt(new, generation, timings_ms, observation.ages_s)
+
+    def _engine_of(self, generation: int) -> Engine:
+        """The engine, its noise at the seed's beginning if this is the first cycle since a fresh start."""
+        with self._lock:
+            if self._reseed and generation == self._generation:
+                self._engine.reset(self._settings.seed)
+                self._reseed = False
+        return self._engine
+
+    def _adopt(
+        self, chunk: Chunk, generation: int, timings_ms: dict[str, float], ages_s: dict[str, float]
+    ) -> bool:
+        with self._lock:
+            if generation != self._generation or not self._running:
+                return True
+            self._chunk = chunk
+            self._refusal = None
+            self.statistics.add_cycle(timings_ms, ages_s)
+            self._outputs.publish_chunk(chunk)
+            self._ticked.notify()
+            return True
+
+    def _refuse(self, error: ObservationError, generation: int, now_ns: int) -> None:
+        with self._lock:
+            if generation == self._generation:
+                self._refusal, self._refused_ns = error, now_ns
+                self.statistics.refusals[error.stream] += 1
+                self._ticked.notify()
+
+    # --- streamer -------------------------------------------------------------------------------
+
+    def _stream(self) -> None:
+        with self._lock:
+            while self._running:
+                now_ns = self._now_ns()
+                wait_s = self._until_tick_s(now_ns)
+                if wait_s <= 0.0 and self._enabled and self._command(now_ns):
+                    self._tick_done(now_ns)
+                    continue
+                self._ticked.wait(min(IDLE_S, wait_s) if wait_s > 0.0 else IDLE_S)
+
+    def _until_tick_s(self, now_ns: int) -> float:
+        """Seconds of the node's clock until a command is due; in lockstep each new clock value is a tick."""
+        if now_ns == 0:
+            return IDLE_S
+        if self._settings.lockstep:
+            return 0.0 if now_ns > self._last_tick_ns else IDLE_S
+        return (self._last_tick_ns + self._period_ns - now_ns) * 1e-9
+
+    def _tick_done(self, now_ns: int) -> None:
+        due_ns = self._last_tick_ns + self._period_ns
+        late = self._settings.lockstep or now_ns - due_ns >= self._period_ns
+        self._last_tick_ns = now_ns if late else due_ns  # on the grid, so that the rate does not drift
+
+    def _command(self, now_ns: int) -> bool:
+        """Command for this time; False if it has to be waited for."""
+        chunk = self._chunk
+        begun = chunk is not None and chunk.observation_stamp_ns <= now_ns
+        if chunk is not None and begun and now_ns < chunk.replan_stamp_ns:
+            return self._follow(chunk, now_ns)
+        if self._settings.lockstep:
+            if self._refusal is None or self._refused_ns < now_ns:
+                return False
+        elif chunk is not None and begun and now_ns <= chunk.end_stamp_ns:
+            self.statistics.bridged_ticks += 1
+            return self._follow(chunk, now_ns)
+        return self._hold(now_ns)
+
+    def _follow(self, chunk: Chunk, now_ns: int) -> bool:
+        pose, gripper = chunk.sample(now_ns)
+        edge = self._latch.update(gripper)
+        if edge is not None:
+            self._outputs.publish_gripper(edge)  # before the pose: they belong together
+        self._publish(pose, now_ns)
+        self._set_state(FOLLOWING, '')
+        return True
+
+    def _hold(self, now_ns: int) -> bool:
+        """Keep commanding the last pose, and say why; before the first command there is nothing to hold."""
+        if self._chunk is not None and now_ns > self._chunk.end_stamp_ns:
+            self.statistics.underruns += 1
+            self._chunk = None
+        if self._refusal is not None:
+            reason = self._reason(self._refusal)
+        else:
+            reason = 'no chunk yet' if self._last_pose is None else 'the next chunk is late'
+        if self._last_pose is None:
+            self._set_state(WAITING, reason)
+            return not self._settings.lockstep
+        if self._settings.lockstep:
+            self._chunk = None  # what follows a hold starts afresh
+        if self.state != HOLDING:
+            self.statistics.holds += 1
+        self._set_state(HOLDING, reason)
+        self._publish(self._last_pose, now_ns)
+        return True
+
+    def _reason(self, refusal: ObservationError) -> str:
+        explanation = self._explain(refusal.stream)
+        return f'{refusal}; {explanation}' if explanation else str(refusal)
+
+    def _publish(self, pose: NDArray[np.float64], now_ns: int) -> None:
+        self._outputs.publish_command(pose, now_ns)
+        self.statistics.commands += 1
+        self._last_pose = pose
+
+    def _set_state(self, state: str, reason: str) -> None:
+        """Remember state and reason; a change of state is published at once, a new reason with the diagnostics."""
+        changed = state != self.state
+        self.state, self.reason = state, reason
+        if changed:
+            self._outputs.publish_state(state, reason)

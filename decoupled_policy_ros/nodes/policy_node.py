@@ -1,0 +1,272 @@
+"""policy_node: cameras and joint states in, end-effector commands out, as a lifecycle node.
+
+configure loads the files, refuses what doesn't match, and warms the network up; activate starts to command;
+deactivate stops before it returns; cleanup forgets the policy, so that another one can be configured.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, JumpThreshold, TimeJump
+from rclpy.clock_type import ClockType
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from std_msgs.msg import String
+from std_srvs.srv import SetBool
+
+from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
+from decoupled_policy_ros.nodes.common import (
+    LATCHED,
+    SENSOR,
+    STATE,
+    declare_settings,
+    read_robot,
+    read_settings,
+    spin_main,
+)
+from decoupled_policy_ros.nodes.policy_inputs import Inputs
+from decoupled_policy_ros.nodes.policy_loop import LoopSettings, PolicyLoop
+from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs, status_message
+from decoupled_policy_ros.nodes.policy_settings import PolicySettings
+from decoupled_policy_ros.observation.sampler import Sampler
+
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+ERROR = TransitionCallbackReturn.ERROR
+
+
+def _logged(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., TransitionCallbackReturn]:
+    """Log what a transition raises, for rclpy would swallow it; the node is unconfigured afterwards."""
+
+    @wraps(transition)
+    def wrapper(self: PolicyNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(self, state)
+        except DecoupledPolicyError as error:
+            self.get_logger().error(f'{transition.__name__} failed: {error}')
+        except Exception as error:
+            self.get_logger().error(f'{transition.__name__} failed: {error}\n{traceback.format_exc()}')
+        self._release()
+        return FAILURE if transition.__name__ == 'on_configure' else ERROR
+
+    return wrapper
+
+
+class PolicyNode(LifecycleNode):
+    """Runs one task's policy on one robot."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__('policy_node', **options)
+        self.settings = declare_settings(self, PolicySettings)
+        self.loop: PolicyLoop | None = None
+        self.inputs: Inputs | None = None
+        self.outputs: PolicyOutputs | None = None
+        self.instruction = ''
+        self._refused_instructions = 0
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._status = self.create_publisher(DiagnosticStatus, '~/status', LATCHED)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self.create_service(SetBool, '~/enable', self._on_enable)
+        self.create_subscription(String, '~/instruction', self._on_instruction, 10)
+        # Diagnostics go on when simulated time stands still.
+        self.create_timer(1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        any_step = {'min_forward': Duration(nanoseconds=1), 'min_backward': Duration(nanoseconds=-1)}
+        threshold = JumpThreshold(**any_step, on_clock_change=True)
+        self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_time_jump)
+        self._say_state('unconfigured')
+        if self.settings.autostart:
+            self._autostart = self.create_timer(0.0, self._start_by_itself)
+
+    # --- transitions ----------------------------------------------------------------------------
+
+    @_logged
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load robot, backbone and task, check that they belong together, subscribe, and warm up."""
+        import torch
+
+        from decoupled_policy_ros.policy.checkpoint import load_policy
+        from decoupled_policy_ros.runtime.engine import Engine
+
+        settings = self.settings = read_settings(self, PolicySettings)
+        if settings.lockstep and not self.get_parameter('use_sim_time').value:
+            raise ConfigError('lockstep is for simulated time: set use_sim_time too')
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        robot = read_robot(self, settings.robot, settings.robot_description_timeout_s)
+        policy = load_policy(settings.task, robot, settings.backbone or None)
+        self.instruction = policy.task.instruction
+        self._require_instruction(settings.instruction or self.instruction)
+        engine = Engine(policy, settings.denoising_steps, settings.seed, settings.device)
+        engine.warm_up()
+        self.outputs = PolicyOutputs(self, robot, self._status)
+        qos = STATE if settings.lockstep else SENSOR  # a lost picture would make a simulator wait in vain
+        self.inputs = Inputs(self, robot, policy.contract, qos, self._on_observed)
+        self.loop = PolicyLoop(
+            engine,
+            Sampler(policy.contract, self.inputs.buffers),
+            self.outputs,
+            self._now_ns,
+            LoopSettings(
+                settings.lockstep, settings.control_rate_hz, settings.gripper_hysteresis, settings.seed
+            ),
+            self.inputs.explain,
+            self._on_failure,
+        )
+        self._say_state('inactive')
+        self.get_logger().info(
+            f'task {policy.task.name!r} ({self.instruction!r}) on backbone {policy.backbone.name!r} for robot '
+            f'{robot.name!r}: streams {", ".join(policy.contract.names)}'
+        )
+        return SUCCESS
+
+    @_logged
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to command."""
+        assert self.loop is not None and self.inputs is not None
+        super().on_activate(state)
+        self.inputs.clear()
+        self.loop.start(self.settings.enabled)
+        return SUCCESS
+
+    @_logged
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End every command before this returns."""
+        assert self.loop is not None
+        self.loop.stop()
+        super().on_deactivate(state)
+        self._say_state('inactive')
+        return SUCCESS
+
+    @_logged
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Forget the policy."""
+        self._release()
+        self._say_state('unconfigured')
+        return SUCCESS
+
+    @_logged
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End every command and forget the policy."""
+        self._release()
+        return SUCCESS
+
+    def _release(self) -> None:
+        if self.loop is not None:
+            self.loop.stop()
+        if self.inputs is not None:
+            self.inputs.close()
+        if self.outputs is not None:
+            self.outputs.close()
+        self.loop = self.inputs = self.outputs = None
+
+    def _start_by_itself(self) -> None:
+        self.destroy_timer(self._autostart)
+        if self.trigger_configure() == SUCCESS:
+            self.trigger_activate()
+
+    def destroy_node(self) -> None:
+        """Stop the threads, then the node."""
+        self._release()
+        super().destroy_node()
+
+    # --- what it is asked -----------------------------------------------------------------------
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if self.loop is None or self.inputs is None or self.state_label != 'active':
+            response.success, response.message = False, f'the node is {self.state_label}: activate it first'
+            return response
+        self.loop.enable(request.data)
+        if not request.data:
+            self.inputs.clear()  # whoever enables again starts from what was seen since
+        response.success, response.message = True, self.loop.state
+        return response
+
+    def _on_instruction(self, message: String) -> None:
+        try:
+            self._require_instruction(message.data)
+        except ConfigError as error:
+            self._refused_instructions += 1
+            self.get_logger().warning(f'~/instruction: {error}')
+
+    def _require_instruction(self, instruction: str) -> None:
+        if self.instruction and instruction != self.instruction:
+            raise ConfigError(
+                f'instruction {instruction!r} is not what the task was trained on: {self.instruction!r}'
+            )
+
+    def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        ours = {field.name for field in fields(PolicySettings)} & {parameter.name for parameter in parameters}
+        if ours and self.state_label != 'unconfigured':
+            reason = f'{", ".join(sorted(ours))}: read by configure, and the node is {self.state_label}; clean up first'
+            return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    # --- what it hears --------------------------------------------------------------------------
+
+    @property
+    def state_label(self) -> str:
+        """Lifecycle state: unconfigured, inactive, active, ..."""
+        return str(self._state_machine.current_state[1])
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    def _on_observed(self) -> None:
+        if self.loop is not None:
+            self.loop.notify_observed()
+
+    def _on_time_jump(self, jump: TimeJump) -> None:
+        loop, inputs = self.loop, self.inputs
+        if loop is None or inputs is None:
+            return
+        if jump.delta.nanoseconds < 0:
+            self.get_logger().warning(
+                f'the clock went back by {-jump.delta.nanoseconds / 1e9:.3f} s: starting afresh'
+            )
+            inputs.clear()
+            loop.restart()
+        loop.notify_ticked()
+
+    def _on_failure(self, error: Exception) -> None:
+        text = ''.join(traceback.format_exception(error))
+        self.get_logger().fatal(f'the policy stopped; deactivate and activate to start it again\n{text}')
+
+    # --- what it says ---------------------------------------------------------------------------
+
+    def _say_state(self, state: str) -> None:
+        self._status.publish(status_message(f'{self.get_name()}: policy', 'disabled', state))
+
+    def _publish_diagnostics(self) -> None:
+        loop, inputs = self.loop, self.inputs
+        message = DiagnosticArray()
+        message.header.stamp = self.get_clock().now().to_msg()
+        name = self.get_name()
+        values = {'lifecycle': self.state_label, 'instruction': self.instruction}
+        values['refused_instructions'] = str(self._refused_instructions)
+        if loop is None or inputs is None:
+            message.status = [status_message(f'{name}: policy', 'disabled', self.state_label, values)]
+        else:
+            state, reason, numbers, ages_s = loop.report()
+            message.status = [
+                status_message(f'{name}: policy', state, reason, values | numbers),
+                inputs.status(f'{name}: streams', self._now_ns(), ages_s),
+            ]
+            if self.state_label == 'active':
+                self._status.publish(message.status[0])
+        self._diagnostics.publish(message)
+
+
+def main() -> int:
+    """Console entry point."""
+    return spin_main(PolicyNode)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""What the policy says: commands to the arm, the whole chunk, and its state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Duration
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Path
+from numpy.typing import NDArray
+from rclpy.lifecycle import LifecycleNode
+from rclpy.publisher import Publisher
+from std_msgs.msg import Float64
+from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectoryPoint
+
+from decoupled_policy_ros.nodes.common import (
+    COMMAND,
+    NS_PER_S,
+    pose_stamped,
+    time_message,
+    transform_message,
+)
+from decoupled_policy_ros.nodes.policy_loop import DISABLED, FAILED, FOLLOWING
+from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.runtime.chunks import Chunk
+
+LEVELS = {FOLLOWING: DiagnosticStatus.OK, DISABLED: DiagnosticStatus.OK, FAILED: DiagnosticStatus.ERROR}
+
+
+def status_message(
+    name: str, state: str, reason: str, values: dict[str, str] | None = None
+) -> DiagnosticStatus:
+    """DiagnosticStatus of a state of the policy; every state but following and disabled is a warning."""
+    text = f'{state}: {reason}' if reason else state
+    pairs = [KeyValue(key=key, value=value) for key, value in (values or {}).items()]
+    level = LEVELS.get(state, DiagnosticStatus.WARN)
+    return DiagnosticStatus(level=level, name=name, message=text, hardware_id='', values=pairs)
+
+
+class PolicyOutputs:
+    """Publishers of an active policy; lifecycle publishers, so that they are mute unless the node is active."""
+
+    def __init__(self, node: LifecycleNode, robot: RobotDescription, status: Publisher):
+        self._node, self._robot, self._status = node, robot, status
+        topics = robot.topics
+        self._target_pose = node.create_lifecycle_publisher(PoseStamped, topics['target_pose'], COMMAND)
+        self._gripper = node.create_lifecycle_publisher(Float64, topics['gripper_command'], COMMAND)
+        self._trajectory = node.create_lifecycle_publisher(MultiDOFJointTrajectory, '~/trajectory', COMMAND)
+        self._path = node.create_lifecycle_publisher(Path, '~/path', COMMAND)
+        self._quat_xyzw: Any = None
+
+    def close(self) -> None:
+        """Destroy the publishers."""
+        for publisher in (self._target_pose, self._gripper, self._trajectory, self._path):
+            self._node.destroy_lifecycle_publisher(publisher)
+
+    def publish_command(self, pose_base_ee: NDArray[np.float64], stamp_ns: int) -> None:
+        """Publish the target pose; its quaternion never changes sign from one command to the next."""
+        message = pose_stamped(pose_base_ee, self._robot.base_frame, stamp_ns, self._quat_xyzw)
+        q = message.pose.orientation
+        self._quat_xyzw = (q.x, q.y, q.z, q.w)
+        self._target_pose.publish(message)
+
+    def publish_gripper(self, state: str) -> None:
+        """Publish the opening width for 'open' or 'closed', in metres."""
+        gripper = self._robot.gripper
+        self._gripper.publish(
+            Float64(data=gripper.open_width_m if state == 'open' else gripper.closed_width_m)
+        )
+
+    def publish_chunk(self, chunk: Chunk) -> None:
+        """Publish the chunk from its observation's stamp on, as a trajectory and as a path."""
+        self._trajectory.publish(trajectory_message(chunk, self._robot))
+        path = Path()
+        path.header.frame_id = self._robot.base_frame
+        path.header.stamp = time_message(chunk.observation_stamp_ns)
+        path.poses = [
+            pose_stamped(chunk.poses_base_ee[i], self._robot.base_frame, chunk.stamp_ns(i))
+            for i in range(chunk.first, len(chunk))
+        ]
+        self._path.publish(path)
+
+    def publish_state(self, state: str, reason: str) -> None:
+        """Publish and log a change of state."""
+        message = status_message(f'{self._node.get_name()}: policy', state, reason)
+        self._status.publish(message)
+        # Two calls: rclpy allows one severity for each line that logs.
+        if message.level == DiagnosticStatus.OK:
+            self._node.get_logger().info(message.message)
+        else:
+            self._node.get_logger().warning(message.message)
+
+
+def trajectory_message(chunk: Chunk, robot: RobotDescription) -> MultiDOFJointTrajectory:
+    """MultiDOFJointTrajectory of the end effector; its stamp is the observation's, times count from there.
+
+    Waypoints before the observation, one per history frame, are left out.
+    """
+    message = MultiDOFJointTrajectory(joint_names=[robot.ee_frame])
+    message.header.frame_id = robot.base_frame
+    message.header.stamp = time_message(chunk.observation_stamp_ns)
+    for i in range(chunk.first, len(chunk)):
+        since_ns = chunk.stamp_ns(i) - chunk.observation_stamp_ns
+        point = MultiDOFJointTrajectoryPoint(transforms=[transform_message(chunk.poses_base_ee[i])])
+        point.time_from_start = Duration(sec=since_ns // NS_PER_S, nanosec=since_ns % NS_PER_S)
+        message.points.append(point)
+    return message

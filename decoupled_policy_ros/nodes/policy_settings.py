@@ -1,0 +1,45 @@
+"""Parameters of policy_node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from decoupled_policy_ros.nodes.common import parameter
+
+#: A parameter that configure reads; it can be set while the node is unconfigured.
+_parameter = partial(parameter, read_only=False)
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Parameters of the node. They are read by configure, and can be set while the node is unconfigured."""
+
+    robot: str = _parameter('panda_sim', 'name in config/robots or path of a YAML file')
+    task: str = _parameter('lift', 'folder of a task, or name of one in models/tasks')
+    backbone: str = _parameter('', 'folder or name of a backbone; empty: the one that the task names')
+    instruction: str = _parameter('', 'must be the instruction that the task was trained on; empty: that one')
+    device: str = _parameter('cpu', "where the network runs: 'cpu', 'cuda', 'cuda:1', ...")
+    threads: int = _parameter(0, 'CPU threads of the network; 0: one per core', integer=(0, 256))
+    denoising_steps: int = _parameter(10, 'DDIM steps of a chunk', integer=(1, 1000))
+    seed: int = _parameter(0, 'of the noise, begun anew at each enable', integer=(0, 2**31))
+    control_rate_hz: float = _parameter(
+        50.0, 'rate of target_pose on the node clock (Hz)', floating=(1.0, 1000.0)
+    )
+    lockstep: bool = _parameter(
+        False,
+        'with a simulator that waits: exactly one command for each value of /clock, stamped with it, and none '
+        'before the chunk that is due then; replaces control_rate_hz and needs use_sim_time',
+    )
+    gripper_hysteresis: float = _parameter(
+        0.2,
+        'half width of the dead band around half open, in [-1 open, +1 closed]',
+        floating=(0.0, 0.9),
+    )
+    enabled: bool = _parameter(True, 'command right after activation; otherwise ~/enable is waited for')
+    robot_description_timeout_s: float = _parameter(
+        3.0,
+        'how long to wait for the URDF where the robot names a topic for it (s)',
+        floating=(0.0, 60.0),
+    )
+    autostart: bool = parameter(False, 'configure and activate without being asked')

@@ -103,9 +103,9 @@ def dangerous(source: str) -> list[str]:
         function = node.func
         if isinstance(function, ast.Name) and function.id in EXECUTING_CALLS:
             found.append(f'{node.lineno}: {function.id}()')
-        if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
-            if (function.value.id, function.attr) in EXECUTING_ATTRIBUTES:
-                found.append(f'{node.lineno}: {function.value.id}.{function.attr}()')
+        name = ast.unparse(function)
+        if tuple(name.split('.')) in EXECUTING_ATTRIBUTES:
+            found.append(f'{node.lineno}: {name}()')
         for keyword in node.keywords:
             if keyword.arg in ('allow_pickle', 'shell') and getattr(keyword.value, 'value', None) is True:
                 found.append(f'{node.lineno}: {keyword.arg}=True')

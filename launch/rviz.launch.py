@@ -1,0 +1,46 @@
+"""RViz on a running policy: the arm's pose, the chunk, and the cameras, in the frames and topics of the robot."""
+
+from pathlib import Path
+
+import yaml
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Declare the arguments, start RViz."""
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                'robot', default_value='panda_sim', description='Name in config/robots, or a YAML file.'
+            ),
+            DeclareLaunchArgument('use_sim_time', default_value='true', description='Follow /clock.'),
+            DeclareLaunchArgument('namespace', default_value='', description='Namespace of the arm.'),
+            OpaqueFunction(function=rviz),
+        ]
+    )
+
+
+def rviz(context: LaunchContext) -> list[Node]:
+    """RViz with the robot's base as fixed frame, and its camera topics in place of the ones in policy.rviz."""
+    config = Path(FindPackageShare('decoupled_policy_ros').perform(context)) / 'config'
+    robot = context.launch_configurations['robot']
+    file = Path(robot) if robot.endswith(('.yaml', '.yml')) else config / 'robots' / f'{robot}.yaml'
+    description = yaml.safe_load(file.read_text())
+    return [
+        Node(
+            package='rviz2',
+            executable='rviz2',
+            namespace=LaunchConfiguration('namespace'),
+            arguments=['-d', str(config / 'policy.rviz'), '-f', description['frames']['base']],
+            parameters=[{'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'), value_type=bool)}],
+            remappings=[
+                *((f'{name}/image_raw', camera['topic']) for name, camera in description['cameras'].items()),
+                *((key, description['topics'][key]) for key in ('current_pose', 'target_pose')),
+            ],
+        )
+    ]

@@ -1,0 +1,56 @@
+"""The simulated arm alone: robosuite behind the topics of a real robot."""
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.conditions import IfCondition
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+SHARE = FindPackageShare('decoupled_policy_ros')
+
+ARGUMENTS = [
+    DeclareLaunchArgument('robot', default_value='panda_sim', description='Name in config/robots, or a YAML file.'),
+    DeclareLaunchArgument('task', default_value='lift', description='What to simulate: lift or stack.'),
+    DeclareLaunchArgument('seed', default_value='0', description='Seed of the first episode; each reset adds one.'),
+    DeclareLaunchArgument(
+        'params_file',
+        default_value=PathJoinSubstitution([SHARE, 'config', 'sim_robot_node.yaml']),
+        description="The simulator's other parameters.",
+    ),
+    DeclareLaunchArgument(
+        'use_sim_time',
+        default_value='true',
+        description='Whether RViz follows /clock, which the simulator publishes.',
+    ),
+    DeclareLaunchArgument('namespace', default_value='', description='Namespace of the arm.'),
+    DeclareLaunchArgument('rviz', default_value='false', description='Start RViz with config/policy.rviz.'),
+]
+
+
+def value(name: str, kind: type) -> ParameterValue:
+    """A launch argument as a parameter of the given type."""
+    return ParameterValue(LaunchConfiguration(name), value_type=kind)
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Declare the arguments, start the simulator, and RViz on request."""
+    simulator = Node(
+        package='decoupled_policy_ros',
+        executable='sim_robot_node',
+        name='sim_robot_node',
+        namespace=LaunchConfiguration('namespace'),
+        output='screen',
+        parameters=[
+            LaunchConfiguration('params_file'),
+            {'robot': value('robot', str), 'task': value('task', str), 'seed': value('seed', int)},
+        ],
+    )
+    rviz = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(PathJoinSubstitution([SHARE, 'launch', 'rviz.launch.py'])),
+        launch_arguments={name: LaunchConfiguration(name) for name in ('robot', 'use_sim_time', 'namespace')}.items(),
+        condition=IfCondition(LaunchConfiguration('rviz')),
+    )
+    return LaunchDescription([*ARGUMENTS, simulator, rviz])

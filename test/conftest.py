@@ -71,3 +71,49 @@ def rclpy_context() -> Iterator[object]:
     rclpy.init(args=[], context=context)
     yield context
     context.try_shutdown()
+
+
+@pytest.fixture(scope='session')
+def image_contract():
+    """Two 84x84 cameras and proprioception, two steps at 20 Hz: what the shipped Lift task sees."""
+    from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
+
+    cameras = [StreamSpec(name, 'image', (84, 84, 3), 0.2) for name in ('agentview', 'wrist')]
+    return ObservationContract(20.0, 2, (*cameras, StreamSpec('proprioception', 'proprioception', (9,), 0.2)), 0.1)
+
+
+@pytest.fixture
+def small_backbone():
+    """An untrained backbone of full structure and small size, for the simulated Panda at 20 Hz."""
+    import torch
+
+    from decoupled_policy_ros.policy import Backbone
+    from decoupled_policy_ros.policy.backbone import DPMLPBackbone
+    from decoupled_policy_ros.robot.description import load_robot
+    from decoupled_policy_ros.robot.fingerprint import Fingerprint
+
+    torch.manual_seed(0)
+    denoiser = DPMLPBackbone(width=32, hidden=64, blocks=2, time_width=16)
+    backbone = Backbone(denoiser, Fingerprint.of(load_robot('panda_sim'), 20.0), name='small')
+    backbone.normaliser.fit([[0.3, -0.3, -0.1, *[0.0] * 7], [0.7, 0.3, 0.4, *[0.0] * 7]])
+    return backbone.freeze()
+
+
+@pytest.fixture
+def small_policy_folders(small_backbone, image_contract, tmp_path) -> tuple[Path, Path]:
+    """Folders (backbone, task) of an untrained policy that sees two cameras."""
+    from decoupled_policy_ros.policy import Task, save_backbone, save_task
+
+    save_backbone(tmp_path / 'backbones' / 'small', small_backbone)
+    task = Task(image_contract, small_backbone, {'base_channels': 16, 'keypoints': 8}, 'small_task', 'lift the red cube')
+    save_task(tmp_path / 'tasks' / 'small_task', task)
+    return tmp_path / 'backbones' / 'small', tmp_path / 'tasks' / 'small_task'
+
+
+@pytest.fixture
+def small_policy(small_policy_folders):
+    """That policy, loaded."""
+    from decoupled_policy_ros.policy import load_policy
+    from decoupled_policy_ros.robot.description import load_robot
+
+    return load_policy(small_policy_folders[1], load_robot('panda_sim'))

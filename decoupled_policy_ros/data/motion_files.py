@@ -12,6 +12,7 @@ than the batch it was filling; `recover` saves the rest.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -89,9 +90,11 @@ class MotionWriter:
     def flush(self) -> None:
         """Hand what waits in memory to the operating system as one batch."""
         self._flushed_at = time.monotonic()
-        if not self._waiting:
-            return
-        columns = [np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True)]
+        if self._waiting:
+            self._write_batch([np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True)])
+            self._waiting.clear()
+
+    def _write_batch(self, columns: list[NDArray[Any]]) -> None:
         arrays = [arrow_vector(c, f.type) for c, f in zip(columns, self._schema, strict=True)]
         batch = pa.record_batch(arrays, schema=self._schema)
         try:
@@ -99,11 +102,11 @@ class MotionWriter:
             self._file.flush()
         except OSError as error:
             raise DatasetError(f'{self._part} can not be written: {error}') from error
-        self._waiting.clear()
 
     def close(self) -> Path:
         """Finish the file and give it its final name; returns the path."""
         self.flush()
+        self._write_batch([np.empty(0) for _ in self._schema])  # carries the last summary
         try:
             self._stream.close()
             self._file.flush()
@@ -112,12 +115,17 @@ class MotionWriter:
         except OSError as error:
             raise DatasetError(f'{self._part} can not be finished: {error}') from error
         finally:
-            self._file.close()
+            self.abandon()
         return self.path
+
+    def abandon(self) -> None:
+        """Close the file and leave it as it is, for `recover`."""
+        with contextlib.suppress(OSError):  # of what a full disk didn't take before
+            self._file.close()
 
     def abort(self) -> None:
         """Remove what was written."""
-        self._file.close()
+        self.abandon()
         self._part.unlink(missing_ok=True)
 
     def __enter__(self) -> MotionWriter:
@@ -207,6 +215,7 @@ def _rewrite(path: Path, schema: pa.Schema, batches: Batches) -> None:
             os.fsync(file.fileno())
         os.rename(temporary, path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise DatasetError(f'{path} can not be written: {error}') from error
 
 

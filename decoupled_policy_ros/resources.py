@@ -14,6 +14,7 @@ No ROS is needed for any of it.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -55,6 +56,30 @@ def find(relative: str | os.PathLike[str]) -> Path:
     raise ConfigError(f"'{relative}' is not part of {share}; {valid}")
 
 
+def resolve_uri(uri: str, relative_to: Path) -> Path:
+    """Path of `uri`: absolute, relative to the folder `relative_to`, or ``package://<package>/<path>``.
+
+    A package is looked for in the ament index first, then among Python packages (which are found,
+    not imported).
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    if not uri.startswith('package://'):
+        return (relative_to / uri).resolve()
+    package, _, inside = uri.removeprefix('package://').partition('/')
+    share = _ament_share(package)
+    if share is not None and (share / inside).exists():
+        return share / inside
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f'{uri!r} needs the package {package!r}, which is neither in the ament index nor an installed '
+            f'Python package'
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / inside
+
+
 def _candidates(package: Path) -> list[Path]:
     """List the folders that may be the share folder of the Python package at `package`, best first."""
     candidates = []
@@ -64,6 +89,17 @@ def _candidates(package: Path) -> list[Path]:
     # <prefix>/lib/python3.X/site-packages/<package>, or dist-packages on Debian and Ubuntu.
     if package.parent.name in ('site-packages', 'dist-packages') and len(package.parents) > 3:
         candidates.append(package.parents[3] / 'share' / PACKAGE)
-    prefixes = [prefix for prefix in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if prefix]
-    candidates += [Path(prefix) / 'share' / PACKAGE for prefix in [*prefixes, sys.prefix]]
+    candidates += [prefix / 'share' / PACKAGE for prefix in [*_ament_prefixes(), Path(sys.prefix)]]
     return candidates
+
+
+def _ament_share(package: str) -> Path | None:
+    """Find the share folder of a ROS package in the ament index, a folder layout that needs no ROS to be read."""
+    for prefix in _ament_prefixes():
+        if (prefix / 'share/ament_index/resource_index/packages' / package).is_file():
+            return prefix / 'share' / package
+    return None
+
+
+def _ament_prefixes() -> list[Path]:
+    return [Path(prefix) for prefix in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if prefix]

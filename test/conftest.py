@@ -4,6 +4,7 @@ Nothing leaves this machine, and two test runs at once don't hear each other: di
 and each run takes a ROS domain of its own.
 """
 
+import atexit
 import os
 import socket
 import sys
@@ -18,9 +19,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DOMAINS = range(20, 101)
 FIRST_PORT, PORTS_PER_DOMAIN = 7400, 250
 
-# The socket is bound for as long as the run lasts: it is the claim on the domain.
-_claims: list[socket.socket] = []
-
 
 def _claim_domain() -> int:
     """Claim a ROS domain that no other run on this machine has, whatever process starts it."""
@@ -32,7 +30,7 @@ def _claim_domain() -> int:
         except OSError:
             claim.close()
             continue
-        _claims.append(claim)
+        atexit.register(claim.close)  # the bound socket is the claim, for as long as the run lasts
         return domain
     raise RuntimeError(f'every ROS domain from {DOMAINS[0]} to {DOMAINS[-1]} is taken on this machine')
 

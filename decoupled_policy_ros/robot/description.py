@@ -14,9 +14,9 @@ import yaml
 from numpy.typing import ArrayLike, NDArray
 
 from decoupled_policy_ros.errors import ConfigError, RobotDescriptionError
+from decoupled_policy_ros.resources import find, resolve_uri
 from decoupled_policy_ros.robot import poses
 from decoupled_policy_ros.robot.model import ModelSource
-from decoupled_policy_ros.robot.resources import resolve_uri, share_folders
 from decoupled_policy_ros.robot.settings import Section
 
 Array = NDArray[np.float64]
@@ -115,9 +115,7 @@ class RobotDescription:
 
 def robot_names() -> list[str]:
     """Names of the robots in config/robots/, sorted."""
-    return sorted(
-        {path.stem for share in share_folders() for path in (share / 'config/robots').glob('*.yaml')}
-    )
+    return sorted(path.stem for path in find('config/robots').glob('*.yaml'))
 
 
 def robot_file(name_or_path: str | Path) -> Path:
@@ -127,12 +125,10 @@ def robot_file(name_or_path: str | Path) -> Path:
         RobotDescriptionError: there is no such file; the message lists the names that exist.
     """
     text = str(name_or_path)
-    candidates = [share / f'config/robots/{text}.yaml' for share in share_folders()]
-    if text.endswith(('.yaml', '.yml')):
-        candidates = [Path(text).expanduser()]
-    for path in candidates:
-        if path.is_file():
-            return path.resolve()
+    is_path = text.endswith(('.yaml', '.yml'))
+    path = Path(text).expanduser() if is_path else find('config/robots') / f'{text}.yaml'
+    if path.is_file():
+        return path.resolve()
     raise RobotDescriptionError(
         f'no robot {text!r}: give a path to a .yaml file or one of {", ".join(robot_names())}'
     )

@@ -1,0 +1,244 @@
+"""Training: configurations, exact resume after a kill, a backbone that stays frozen, EMA."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decoupled_policy_ros.data.dataset import DatasetWriter
+from decoupled_policy_ros.data.motions import synth_motions
+from decoupled_policy_ros.errors import ConfigError, DatasetError, TrainingError
+from decoupled_policy_ros.observation.proprioception import Proprioception
+from decoupled_policy_ros.policy import checkpoint, load_backbone, load_policy
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.training import stages
+from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, load_config
+from decoupled_policy_ros.training.loop import Trainer, ema_decay, learning_rate
+
+SMALL = {'width': 32, 'hidden': 64, 'blocks': 2, 'time_width': 16}
+LOOP = {'steps': 6, 'batch_size': 4, 'warmup_steps': 2, 'checkpoint_every': 2, 'threads': 1}
+
+
+@pytest.fixture(scope='module')
+def demonstrations(tmp_path_factory) -> Path:
+    """Four short episodes whose motion is synthetic and whose pictures are noise."""
+    robot = load_robot('panda_sim')
+    proprioception = Proprioception(robot, Kinematics(robot))
+    root = tmp_path_factory.mktemp('data') / 'demos'
+    rng = np.random.default_rng(0)
+    writer = DatasetWriter(root, robot, 20.0, {'wrist': (84, 84)}, {'object_state': 3})
+    for motion in synth_motions(robot, 4, 0, 20.0):
+        n = min(len(motion), 20)
+        width = robot.gripper.width_from_normalised(motion.joint_positions[:n, -1])
+        joints = np.column_stack([motion.joint_positions[:n, :7], width / 2, -width / 2]).astype(float)
+        writer.add_episode('do nothing in particular', True, {
+            'observation.joint_positions': joints, 'observation.proprioception': proprioception.many(joints),
+            'observation.pose': motion.actions[:n], 'action': motion.actions[:n],
+            'observation.object_state': rng.normal(size=(n, 3)).astype(np.float32),
+            'observation.images.wrist': rng.integers(0, 256, (n, 84, 84, 3), np.uint8)})
+    writer.close()
+    return root
+
+
+@pytest.fixture(scope='module')
+def backbone(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp('backbone') / 'small'
+    config = Stage1Config.model_validate({'name': 'small', 'robot': 'panda_sim', 'sources': [{'synthetic': 5}],
+                                          'backbone': SMALL, 'optimisation': LOOP})
+    stages.train_stage1(config, out)
+    return out
+
+
+def task_config(demonstrations: Path, backbone: Path | None, **changes) -> Stage2Config:
+    values = {'name': 'task', 'robot': 'panda_sim', 'dataset': str(demonstrations),
+              'backbone': str(backbone) if backbone else None, 'vectors': ['proprioception', 'object_state'],
+              'optimisation': LOOP, **changes}
+    return Stage2Config.model_validate(values)
+
+
+def losses(folder: Path) -> list[float]:
+    return json.loads((folder / 'run.json').read_text())['losses']
+
+
+def test_stage1_leaves_a_backbone_that_says_where_it_comes_from(backbone):
+    loaded = load_backbone(backbone)
+    assert loaded.provenance['stage'] == 'stage1'
+    assert loaded.provenance['data']['sources'][0]['synthetic'] == 5
+    assert loaded.provenance['data']['sources'][0]['frames'] > 20
+    assert len(losses(backbone)) == LOOP['steps']
+    assert (backbone / 'loss.png').stat().st_size > 1000
+    low, high = loaded.normaliser.position_range_m
+    assert all(a < b for a, b in zip(low, high, strict=True))
+
+
+def test_stage1_learns_from_demonstrations_too(demonstrations, tmp_path):
+    config = Stage1Config.model_validate({
+        'name': 'b', 'robot': 'panda_sim', 'sources': [{'demonstrations': str(demonstrations)}], 'backbone': SMALL,
+        'optimisation': LOOP | {'steps': 300, 'batch_size': 32, 'learning_rate': 1e-3}})
+    stages.train_stage1(config, tmp_path)
+    assert np.mean(losses(tmp_path)[-20:]) < 0.7 * np.mean(losses(tmp_path)[:20])
+
+
+def test_stage2_trains_the_task_and_leaves_every_byte_of_the_backbone(demonstrations, backbone, tmp_path):
+    before = (backbone / 'backbone.safetensors').read_bytes()
+    stages.train_task(task_config(demonstrations, backbone, cameras=['wrist'],
+                                  encoder={'base_channels': 16, 'keypoints': 4}), tmp_path / 'task')
+    assert (backbone / 'backbone.safetensors').read_bytes() == before
+    run = json.loads((tmp_path / 'task' / 'run.json').read_text())
+    assert run['backbone_weights_sha256']['before'] == run['backbone_weights_sha256']['after']
+    policy = load_policy(tmp_path / 'task', load_robot('panda_sim'), backbone)
+    assert policy.task.instruction == 'do nothing in particular'
+    assert policy.contract.names == ('wrist', 'proprioception', 'object_state')
+    assert policy.contract.stream('wrist').shape == (84, 84, 3)
+
+
+def test_a_backbone_that_changes_in_stage2_is_noticed(demonstrations, backbone, tmp_path, monkeypatch):
+    original = stages.diffusion_loss
+
+    def meddling(backbone, *rest):
+        with torch.no_grad():
+            backbone.denoiser.head.bias += 1e-3
+        return original(backbone, *rest)
+
+    monkeypatch.setattr(stages, 'diffusion_loss', meddling)
+    with pytest.raises(TrainingError, match='the frozen backbone changed'):
+        stages.train_task(task_config(demonstrations, backbone), tmp_path)
+    assert not (tmp_path / 'task.json').exists()
+
+
+@pytest.mark.parametrize('normal', [True, False], ids=['normal', 'random-frozen'])
+def test_a_backbone_without_stage1_is_written_beside_its_task(demonstrations, tmp_path, normal, monkeypatch):
+    monkeypatch.setattr(stages, 'DPMLPBackbone', lambda: checkpoint.BACKBONES['dp_mlp'](**SMALL))
+    config = task_config(demonstrations, None, random_backbone=not normal)
+    stages.train_task(config, tmp_path, normal=normal)
+    policy = load_policy(tmp_path, load_robot('panda_sim'), tmp_path / 'backbone')
+    trained = json.loads((tmp_path / 'run.json').read_text())['trained_parameters']
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (policy.task, policy.backbone)]
+    assert trained == (sum(sizes) if normal else sizes[0])
+
+
+def test_a_killed_run_resumes_with_the_same_losses(demonstrations, backbone, tmp_path):
+    """The process dies by SIGKILL between two checkpoints, and the same command is given again."""
+    settings = tmp_path / 'task.yaml'
+    config = task_config(demonstrations, backbone, optimisation=LOOP | {'steps': 60, 'checkpoint_every': 7})
+    settings.write_text(config.model_dump_json())
+    command = [sys.executable, '-m', 'decoupled_policy_ros.cli', 'train', 'stage2', str(settings), '--out']
+    process = subprocess.Popen([*command, str(tmp_path / 'killed')], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / 'killed' / 'checkpoint.safetensors').exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / 'killed' / 'task.json').exists()
+    for name in ('killed', 'whole'):
+        subprocess.run([*command, str(tmp_path / name)], check=True, stdout=subprocess.DEVNULL)
+    assert losses(tmp_path / 'killed') == losses(tmp_path / 'whole')
+    assert ((tmp_path / 'killed' / 'task.safetensors').read_bytes()
+            == (tmp_path / 'whole' / 'task.safetensors').read_bytes())
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_naming_what_differs(demonstrations, backbone, tmp_path):
+    stages.train_task(task_config(demonstrations, backbone), tmp_path)
+    with pytest.raises(TrainingError, match='batch_size: 4 there, 5 here'):
+        stages.train_task(task_config(demonstrations, backbone, optimisation=LOOP | {'batch_size': 5}), tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(demonstrations, backbone, tmp_path):
+    (tmp_path / 'checkpoint.safetensors').write_bytes(b'nothing of use')
+    with pytest.raises(TrainingError, match='damaged'):
+        stages.train_task(task_config(demonstrations, backbone), tmp_path)
+
+
+def test_a_dataset_without_the_camera_is_refused(demonstrations, backbone, tmp_path):
+    with pytest.raises(DatasetError, match='overhead'):
+        stages.train_task(task_config(demonstrations, backbone, cameras=['overhead']), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    module = torch.nn.Linear(1, 1)
+    loop = task_config(tmp_path, None).optimisation
+    with pytest.raises(TrainingError, match='loss of step 0 is nan'):
+        Trainer(module, lambda: module.weight.sum() * float('nan'), loop, tmp_path, {}).run()
+
+
+def test_the_average_follows_the_weights_with_the_papers_decay(tmp_path):
+    """After n updates the average equals the recursion, computed here by hand."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    loop = task_config(tmp_path, None).optimisation
+    trainer = Trainer(module, lambda: module.weight.sum(), loop, tmp_path, {})
+    expected, seen = None, []
+    original = trainer._step
+
+    def recorded(step: int) -> None:
+        original(step)
+        seen.append(float(module.weight))
+
+    trainer._step = recorded
+    trainer.run()
+    for n, weight in enumerate(seen):
+        decay = ema_decay(n, 0.75, 0.9999)
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+    assert float(module.weight) == pytest.approx(expected, rel=1e-5)
+    assert seen[-1] != pytest.approx(expected, rel=1e-5)
+
+
+def test_decay_and_learning_rate_at_the_ends():
+    loop = Stage2Config.model_validate({'name': 'x', 'robot': 'r', 'dataset': 'd',
+                                        'optimisation': {'steps': 1000, 'warmup_steps': 100}}).optimisation
+    assert ema_decay(0, 0.75, 0.9999) == 0
+    assert ema_decay(10**9, 0.75, 0.9999) == 0.9999
+    assert learning_rate(0, loop) == pytest.approx(1e-6)
+    assert learning_rate(100, loop) == pytest.approx(1e-4)
+    assert learning_rate(999, loop) < 1e-9
+
+
+@pytest.mark.parametrize(('values', 'message'), [
+    ('name: x', 'robot: Field required'),
+    ('{name: x, robot: r, dataset: d, optimisation: {steps: 0}}', r'optimisation.steps: .*greater than 0 \(got 0\)'),
+    ('{name: x, robot: r, dataset: d, optimisation: {steps: 1}, camras: [a]}', 'camras: Extra inputs'),
+    ('{name: x, robot: r, dataset: d, optimisation: {steps: 1}, encoder: {base_channels: 20}}', 'multiple of 16'),
+    ('[]', 'must hold a mapping'), ('{', "can't be read"),
+])
+def test_bad_configurations_are_refused_by_key(tmp_path, values, message):
+    path = tmp_path / 'config.yaml'
+    path.write_text(values)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, Stage2Config)
+
+
+def test_a_source_is_exactly_one_thing(tmp_path):
+    path = tmp_path / 'config.yaml'
+    path.write_text('{name: x, robot: r, sources: [{synthetic: 3, recorded: here}], optimisation: {steps: 1}}')
+    with pytest.raises(ConfigError, match='exactly one of'):
+        load_config(path, Stage1Config)
+
+
+def test_shipped_configurations_are_valid(repository):
+    for path in sorted((repository / 'config' / 'training').glob('*.yaml')):
+        load_config(path, Stage1Config if path.name.startswith('backbone') else Stage2Config)
+
+
+def test_the_command_line_reports_a_mistake_in_one_line(tmp_path):
+    command = [sys.executable, '-m', 'decoupled_policy_ros.cli']
+    for arguments in (['train', 'stage2', 'missing.yaml', '--out', str(tmp_path)], ['inspect', str(tmp_path)],
+                      ['train', 'stage1', 'x.yaml', '--out', 'y', '--set', 'nonsense']):
+        run = subprocess.run([*command, *arguments], capture_output=True, text=True)
+        assert run.returncode == 2
+        assert run.stderr.startswith('error: ') and run.stderr.count('\n') == 1
+
+
+def test_inspect_prints_the_whole_header(backbone):
+    command = [sys.executable, '-m', 'decoupled_policy_ros.cli', 'inspect', str(backbone)]
+    header = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert header == json.loads((backbone / 'backbone.json').read_text())

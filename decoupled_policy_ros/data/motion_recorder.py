@@ -139,13 +139,17 @@ class MotionRecorder:
         )
         self.residual.add(position_m, rotation_rad)
         if self._writer is not None:
-            here = pose_stamps_ns[inside] >= self._first_ns
-            self._motion_residual.add(position_m[here], rotation_rad[here])
+            self._unsettled = np.concatenate(
+                [
+                    self._unsettled,
+                    np.stack([pose_stamps_ns[inside] - self._first_ns, position_m, rotation_rad], -1),
+                ]
+            )
 
     def flush(self) -> None:
         """Hand what is known to belong to the motion to the operating system."""
         if self._writer is not None:
-            self._writer.summarise(**self._motion_residual.summary())
+            self._settle_residuals(self._writer)
             self._writer.flush()
 
     def finish(self) -> None:
@@ -249,6 +253,7 @@ class MotionRecorder:
         self._writer.summarise(robot=self.robot.name, source='recorder')
         self._first_ns, self._last_moving_ns = self._held[0][0], moving_ns
         self._motion_residual = ResidualStatistics()
+        self._unsettled = np.empty((0, 3))  # of poses: time since first_ns, metres, radians
 
     def _write(self, count: int) -> None:
         assert self._writer is not None
@@ -267,9 +272,17 @@ class MotionRecorder:
             self.counters.too_short += 1
             self.counters.recorded -= writer.n_samples
             return
-        writer.summarise(**self._motion_residual.summary())
+        self._settle_residuals(writer)
         writer.close()
         self.counters.files += 1
+
+    def _settle_residuals(self, writer: MotionWriter) -> None:
+        """Count those residuals whose poses are known to lie in the motion: the end of it is known late."""
+        past = self._unsettled[:, 0] <= self._last_moving_ns - self._first_ns
+        inside = past & (self._unsettled[:, 0] >= 0)
+        self._motion_residual.add(self._unsettled[inside, 1], self._unsettled[inside, 2])
+        self._unsettled = self._unsettled[~past]
+        writer.summarise(**self._motion_residual.summary())
 
     def report(self) -> dict[str, Any]:
         """All counters and the residual so far."""

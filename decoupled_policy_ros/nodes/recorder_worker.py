@@ -1,0 +1,144 @@
+"""The recorder's own thread: takes what the callbacks collected, computes, and writes, a few times a second."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from decoupled_policy_ros.data.joint_rows import JointRows
+from decoupled_policy_ros.data.motion_files import MotionWriter
+from decoupled_policy_ros.data.motion_recorder import MotionRecorder
+from decoupled_policy_ros.errors import DatasetError, MessageError
+from decoupled_policy_ros.observation.messages import pose_from_message, stamp_ns
+
+PERIOD_S = 0.2
+SILENCE_S = 2.0  # without a sample, after which a motion is over
+RETRY_S = 5.0  # after a failed write
+
+Take = Callable[[], list[Any]]
+
+
+class RecorderWorker:
+    """Drives a `MotionRecorder` in a thread of its own.
+
+    Args:
+        recorder: writes the motions.
+        rows: turns messages into samples.
+        take_states: gives the joint states since the last call.
+        take_gripper: gives the gripper's joint states, or nothing.
+        take_poses: gives the measured poses, or nothing.
+        min_free_mb: with less space on the disk nothing is recorded.
+        say: told once whenever recording stops or goes on.
+    """
+
+    def __init__(
+        self,
+        recorder: MotionRecorder,
+        rows: JointRows,
+        take_states: Take,
+        take_gripper: Take,
+        take_poses: Take,
+        min_free_mb: float,
+        say: Callable[[str], None],
+    ):
+        self.recorder, self.rows = recorder, rows
+        self.stopped = ''  # why nothing is recorded
+        self.unrecorded = 0  # samples that came meanwhile
+        self.rejected_poses = 0
+        self.last_pose_rejection = ''
+        self.failure: Exception | None = None
+        self._take_states, self._take_gripper, self._take_poses = take_states, take_gripper, take_poses
+        self._min_free_mb, self._say = min_free_mb, say
+        self._heard_at = self._failed_at = -np.inf
+        self._waiting_poses: list[tuple[int, np.ndarray]] = []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name='recorder', daemon=True)
+
+    @property
+    def free_mb(self) -> float:
+        """Space left where the files go."""
+        return shutil.disk_usage(self.recorder.folder).free / 2**20
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take what is left, finish the motion and end the thread."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._end.wait(PERIOD_S):
+                self._tick()
+            self._tick()
+            self._tick()  # the last poses wait for it
+            self._guarded(self.recorder.finish)
+        except Exception as error:  # it must not die in silence: the node asks for `failure`
+            self.failure = error
+
+    def _tick(self) -> None:
+        poses = self._poses()
+        stamps_ns, joints = self.rows.rows(self._take_states(), self._take_gripper())
+        self._watch_disk()
+        if self.stopped:
+            self.unrecorded += len(stamps_ns)
+            return
+        if len(stamps_ns):
+            self._heard_at = time.monotonic()
+            self._guarded(lambda: self.recorder.push(stamps_ns, joints))
+        elif time.monotonic() - self._heard_at > SILENCE_S:
+            self._guarded(self.recorder.finish)
+        if poses:
+            self.recorder.push_poses(
+                np.array([stamp for stamp, _ in poses]), np.stack([pose for _, pose in poses])
+            )
+
+    def _poses(self) -> list[tuple[int, np.ndarray]]:
+        """Poses of the tick before, so that the joint states around them are there already."""
+        ready, self._waiting_poses = self._waiting_poses, []
+        for message in self._take_poses():
+            try:
+                pose = pose_from_message(message, self.recorder.robot.base_frame)
+                self._waiting_poses.append((stamp_ns(message.header.stamp), pose))
+            except MessageError as error:
+                self.rejected_poses += 1
+                self.last_pose_rejection = str(error)
+        return ready
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except DatasetError as error:
+            self._failed_at = time.monotonic()
+            self.recorder.abandon()
+            self._stop_recording(str(error))
+
+    def _watch_disk(self) -> None:
+        free_mb = self.free_mb
+        if not self.stopped and free_mb < self._min_free_mb:
+            self._guarded(self.recorder.finish)
+            self._stop_recording(f'{free_mb:.0f} MB left on the disk, min_free_mb is {self._min_free_mb:.0f}')
+        elif (
+            self.stopped
+            and free_mb > 1.1 * self._min_free_mb
+            and time.monotonic() - self._failed_at > RETRY_S
+        ):
+            self.stopped = ''
+            self._guarded(self._recover)
+            if not self.stopped:
+                self._say(f'recording goes on: {free_mb:.0f} MB left on the disk')
+
+    def _stop_recording(self, reason: str) -> None:
+        self.stopped = self.stopped or reason
+        self._say(f'recording stopped: {reason}')
+
+    def _recover(self) -> None:
+        MotionWriter.recover(self.recorder.folder)

@@ -1,0 +1,247 @@
+"""kinematics_recorder_node as a process, over real DDS."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from arm_publisher import START_NS, joint_positions
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.parameter import Parameter
+from ros_harness import NodeProcess, Peer
+
+from decoupled_policy_ros.data.motions import motion_actions, read_motions, resample
+from decoupled_policy_ros.nodes.common import LATCHED
+from decoupled_policy_ros.nodes.kinematics_recorder_node import KinematicsRecorderNode, RecorderNodeSettings
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.fingerprint import Fingerprint
+from decoupled_policy_ros.robot.kinematics import Kinematics
+
+pytestmark = pytest.mark.process
+
+MS = 1_000_000
+STATUS = 'kinematics_recorder_node/status'
+
+
+class Arm:
+    """arm_publisher.py as a process."""
+
+    def __init__(self, options):
+        script = Path(__file__).with_name('arm_publisher.py')
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [sys.executable, script, *options], stdin=pipe, stdout=pipe, text=True
+        )
+        self.lines = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        with self.process.stdout as lines:
+            self.lines.extend(lines)
+
+    def number(self, word):
+        """The number that followed `word` last, or None."""
+        found = [line.split()[1] for line in list(self.lines) if line.startswith(word)]
+        return int(found[-1]) if found else None
+
+    def go(self):
+        self.process.stdin.write('go\n')
+        self.process.stdin.flush()
+
+    def stop(self):
+        self.process.stdin.close()
+        assert self.process.wait(60) == 0
+        self._reader.join()
+
+
+class Stage:
+    """Recorders and arms as processes, and a peer that hears what the recorder says."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.peer = Peer()
+        self.peer.record(DiagnosticStatus, STATUS, LATCHED)
+        self.peer.record(DiagnosticArray, '/diagnostics')
+        self.recorders, self.arms = [], []
+
+    def recorder(self, folder, **parameters):
+        self.peer.forget()
+        log = self.folder / f'recorder_{len(self.recorders)}.log'
+        self.recorders.append(
+            NodeProcess('kinematics_recorder_node', log, {'output_dir': str(folder), **parameters})
+        )
+        return self.recorders[-1]
+
+    def arm(self, *options):
+        self.arms.append(Arm(options))
+        return self.arms[-1]
+
+    def values(self):
+        """Values of the last status."""
+        statuses = self.peer.received(STATUS)
+        return {pair.key: pair.value for pair in statuses[-1].values} if statuses else {}
+
+    def wait(self, condition, what):
+        """Wait for a status whose values fulfil `condition`; returns them."""
+        return self.peer.wait_for(lambda: (v := self.values()) and condition(v) and v, what)
+
+    def wait_until_heard(self):
+        self.wait(lambda v: float(v['rate_hz']) > 0 and v['recording'] == 'false', 'joint states at rest')
+
+    def play(self, arm, files=1):
+        """Let the arm move once it is heard, and wait until the recorder has closed so many files."""
+        self.wait_until_heard()
+        arm.go()
+        self.peer.wait_for(lambda: arm.number('done') is not None, 'the end of the movement')
+        self.wait(lambda v: int(v['files']) == files and v['recording'] == 'false', 'the files')
+
+    def close(self):
+        for arm in self.arms:
+            if arm.process.poll() is None:
+                arm.stop()
+        for recorder in self.recorders:
+            recorder.stop()
+        self.peer.close()
+
+
+@pytest.fixture
+def stage(tmp_path):
+    stage = Stage(tmp_path)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture
+def motions_folder(tmp_path):
+    return tmp_path / 'motions'
+
+
+def all_joints(robot, moved_s):
+    """Rows (T, 8) that the recorder should make of an arm that moved for so many seconds."""
+    positions = np.stack([joint_positions(robot, s) for s in moved_s])
+    return np.concatenate([positions[:, :7], robot.gripper.normalised(positions[:, 7:])[:, None]], -1)
+
+
+def test_nothing_is_lost_at_1_khz_and_the_residual_is_reported(stage, motions_folder):
+    recorder = stage.recorder(motions_folder)
+    arm = stage.arm('--segments', '5', '--pose-every', '10', '--pose-offset-m', '0.002')
+    stage.play(arm)
+    values = stage.wait(lambda v: int(v['residual_count']) > 500, 'residuals')
+    assert recorder.stop() == 0, recorder.output()
+    first, last = arm.number('first'), arm.number('done')
+    assert last - first == 4999
+
+    (motion,) = read_motions(motions_folder)
+    index = (motion.stamps_ns - START_NS) // MS
+    np.testing.assert_array_equal(motion.stamps_ns, START_NS + np.arange(index[0], index[-1] + 1) * MS)
+    assert index[0] <= first
+    assert index[-1] >= last
+    robot = load_robot('panda_sim')
+    expected = all_joints(robot, np.clip(index - first + 1, 0, 5000) / 1000)
+    np.testing.assert_allclose(motion.joint_positions, expected, atol=1e-6)
+    np.testing.assert_allclose(motion.actions, motion_actions(Kinematics(robot), expected), atol=1e-6)
+    assert motion.fingerprint == Fingerprint.of(robot, 0.0)
+    assert len(resample(motion, 20.0)[0]) >= 100
+
+    for report in (motion.summary, values):
+        assert float(report['residual_mean_m']) == pytest.approx(0.002, abs=1e-6)
+        assert float(report['residual_max_m']) == pytest.approx(0.002, abs=1e-6)
+        assert float(report['residual_max_rad']) < 1e-6
+    assert motion.summary['residual_count'] == len(range(-(-index[0] // 10), index[-1] // 10 + 1))
+    assert (values['lost_by_dds'], values['out_of_order'], values['rejected']) == ('0', '0', '0')
+    assert stage.peer.last(STATUS).level == DiagnosticStatus.OK
+    (status,) = stage.peer.last('/diagnostics').status
+    assert status.name == 'kinematics_recorder_node: motions'
+    assert stage.peer.last('/diagnostics').header.stamp.sec > 0
+
+
+def test_a_killed_recorder_loses_less_than_a_second(stage, motions_folder):
+    recorder = stage.recorder(motions_folder)
+    arm = stage.arm('--segments', '600')
+    stage.wait_until_heard()
+    arm.go()
+    stage.wait(lambda v: int(v['recorded']) > 2000, 'some motion')
+    recorder.process.kill()
+    recorder.process.wait()
+    sent = arm.number('sent')
+    arm.stop()
+    assert [path.name for path in motions_folder.iterdir()] == ['motion_000000.arrow.part']
+
+    again = stage.recorder(motions_folder)
+    stage.wait(lambda v: 'rate_hz' in v, 'the second recorder')
+    assert again.stop() == 0
+    assert 'motion_000000.arrow.part was left by a recorder that was killed' in again.output()
+    (motion,) = read_motions(motions_folder)
+    index = (motion.stamps_ns - START_NS) // MS
+    np.testing.assert_array_equal(np.diff(index), 1)
+    assert len(motion) > 2000
+    assert index[-1] >= sent - 1000
+    assert motion.summary['recovered'] is True
+
+
+def test_rests_are_left_out_and_the_order_of_joints_does_not_matter(stage, motions_folder):
+    motions = {}
+    for order, options in (('forward', ['--best-effort']), ('backward', ['--reverse'])):
+        recorder = stage.recorder(motions_folder / order, use_current_pose=False)
+        arm = stage.arm('--segments', '1,1.5,1', '--rate-hz', '200', *options)
+        stage.play(arm, files=2)
+        assert recorder.stop() == 0, recorder.output()
+        arm.stop()
+        motions[order] = read_motions(motions_folder / order)
+        start_ns = START_NS + arm.number('first') * 5 * MS
+        for motion, start_s in zip(motions[order], (0.0, 2.5), strict=True):
+            begin_s, end_s = (motion.stamps_ns[[0, -1]] - start_ns) / 1e9
+            assert begin_s == pytest.approx(start_s - 0.1, abs=0.03)
+            assert end_s == pytest.approx(start_s + 1.1, abs=0.03)
+    for forward, backward in zip(motions['forward'], motions['backward'], strict=True):
+        np.testing.assert_array_equal(forward.joint_positions, backward.joint_positions)
+        np.testing.assert_array_equal(forward.actions, backward.actions)
+
+
+def test_nan_and_missing_joints_are_rejected_counted_and_reported(stage, motions_folder):
+    recorder = stage.recorder(motions_folder)
+    arm = stage.arm('--segments', '2', '--rate-hz', '200', '--nan-every', '50', '--lack-every', '80')
+    stage.play(arm)
+    assert recorder.stop() == 0, recorder.output()
+    (motion,) = read_motions(motions_folder)
+    moved = (motion.stamps_ns - START_NS) // (5 * MS) - arm.number('first') + 1
+    assert np.isfinite(motion.joint_positions).all()
+    assert np.isfinite(motion.actions).all()
+    gone = sorted({*range(50, 401, 50), *range(80, 401, 80)})
+    assert sorted(set(range(1, 401)) - set(moved.tolist())) == gone
+    assert int(stage.values()['rejected']) == len(gone)
+    warnings = [s.message for s in stage.peer.received(STATUS) if s.level == DiagnosticStatus.WARN]
+    rejections = [text for text in warnings if 'joint states rejected' in text]
+    assert rejections
+    assert all('not finite' in text or 'lacks joint1' in text for text in rejections)
+
+
+def test_a_robot_that_does_not_exist_ends_the_node_with_one_line(stage, motions_folder):
+    recorder = stage.recorder(motions_folder, robot='ur99')
+    assert recorder.process.wait(60) == 1
+    assert "no robot 'ur99'" in recorder.output()
+    assert 'Traceback' not in recorder.output()
+
+
+def test_every_parameter_is_described_and_in_the_file(repository, rclpy_context, tmp_path):
+    overrides = [Parameter('output_dir', value=str(tmp_path))]
+    node = KinematicsRecorderNode(context=rclpy_context, parameter_overrides=overrides)
+    try:
+        names = list(RecorderNodeSettings.__dataclass_fields__)
+        for descriptor in node.describe_parameters(names):
+            assert len(descriptor.description) > 10, descriptor.name
+            assert descriptor.read_only, descriptor.name
+            if isinstance(node.get_parameter(descriptor.name).value, float):
+                assert descriptor.floating_point_range, descriptor.name
+    finally:
+        node.destroy_node()
+    file = yaml.safe_load((repository / 'config/kinematics_recorder.yaml').read_text())['/**'][
+        'ros__parameters'
+    ]
+    assert sorted([*file, 'robot', 'output_dir']) == sorted(names)
+    defaults = RecorderNodeSettings()
+    assert file == {name: getattr(defaults, name) for name in file}

@@ -90,6 +90,7 @@ class MotionRecorder:
             raise DatasetError(f'{self.folder} can not be made: {error}') from error
         self._index = 0
         self._writer: MotionWriter | None = None
+        self._unsettled: Array = np.empty((0, 3))
         self._reset()
 
     @property

@@ -1,6 +1,6 @@
 """One policy cycle by stage, beside the same cycle computed naively, in one run.
 
-    python bench/cycle.py                                                           (make bench)
+    python bench/policy_cycle.py                                                    (make bench)
 
 Naive means what a first implementation does: in every denoising step the observation is encoded, the
 conditioning network runs on [tau ; features], and the backbone denoises. Ours encodes once, adds the constant
@@ -44,7 +44,7 @@ class Arguments:
     robot: str = 'panda_sim'
     cycles: int = 30
     threads: int | None = None
-    json: Path | None = Path('docs/bench/cycle.json')
+    json: Path | None = Path('docs/bench/policy_cycle.json')
 
 
 def gemm_gflops() -> float:

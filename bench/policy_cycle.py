@@ -63,9 +63,12 @@ def measure(arguments: Arguments) -> dict:
     """Median milliseconds of both, by stage, for 10 and 100 denoising steps."""
     policy = load_policy(arguments.task, load_robot(arguments.robot))
     rng = np.random.default_rng(0)
-    observation = {s.name: rng.integers(0, 256, (policy.contract.n_obs_steps, *s.shape)).astype(np.uint8)
-                   if s.kind == 'image' else rng.normal(size=(policy.contract.n_obs_steps, *s.shape)).astype('f')
-                   for s in policy.contract.streams}
+    observation = {
+        s.name: rng.integers(0, 256, (policy.contract.n_obs_steps, *s.shape)).astype(np.uint8)
+        if s.kind == 'image'
+        else rng.normal(size=(policy.contract.n_obs_steps, *s.shape)).astype('f')
+        for s in policy.contract.streams
+    }
     batch = {name: torch.from_numpy(array)[None] for name, array in observation.items()}
     figures = []
     for steps, cycles in ((10, arguments.cycles), (100, max(3, arguments.cycles // 10))):
@@ -83,16 +86,38 @@ def measure(arguments: Arguments) -> dict:
             difference = max(difference, float(np.abs(chunk[0].numpy() - prediction.actions).max()))
         ours = {stage: statistics.median(t[stage] for t in timings) for stage in timings[0]}
         ratios = [n / t['total'] for n, t in zip(naive, timings, strict=True)]
-        figures.append({'denoising_steps': steps, 'cycles': cycles, 'ours_ms': ours,
-                        'naive_ms': statistics.median(naive), 'ratio': statistics.median(ratios),
-                        'ratio_min': min(ratios), 'ratio_max': max(ratios), 'largest_difference': difference})
+        figures.append(
+            {
+                'denoising_steps': steps,
+                'cycles': cycles,
+                'ours_ms': ours,
+                'naive_ms': statistics.median(naive),
+                'ratio': statistics.median(ratios),
+                'ratio_min': min(ratios),
+                'ratio_max': max(ratios),
+                'largest_difference': difference,
+            }
+        )
     gflops = gemm_gflops()
-    flop = 2 * 16 * sum(p.numel() for n, p in policy.backbone.denoiser.named_parameters() if n.startswith('blocks')
-                        and p.dim() > 1)
+    flop = (
+        2
+        * 16
+        * sum(
+            p.numel()
+            for n, p in policy.backbone.denoiser.named_parameters()
+            if n.startswith('blocks') and p.dim() > 1
+        )
+    )
     for figure in figures:
         figure['denoise_floor_ms'] = flop * figure['denoising_steps'] / gflops / 1e6
-    return {'task': arguments.task, 'threads': torch.get_num_threads(), 'torch': torch.__version__,
-            'machine': platform.machine(), 'gemm_gflops': gflops, 'figures': figures}
+    return {
+        'task': arguments.task,
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'machine': platform.machine(),
+        'gemm_gflops': gflops,
+        'figures': figures,
+    }
 
 
 def main(arguments: Arguments) -> None:
@@ -101,13 +126,26 @@ def main(arguments: Arguments) -> None:
         torch.set_num_threads(arguments.threads)
     report = measure(arguments)
     table = Table(title=f'policy cycle, median ms, {report["threads"]} threads')
-    for column in ('denoising steps', 'encode', 'modulate', 'denoise', 'total', 'naive total', 'naive / ours',
-                   'denoise / floor'):
+    for column in (
+        'denoising steps',
+        'encode',
+        'modulate',
+        'denoise',
+        'total',
+        'naive total',
+        'naive / ours',
+        'denoise / floor',
+    ):
         table.add_column(column, justify='right')
     for f in report['figures']:
         ours = f['ours_ms']
-        table.add_row(str(f['denoising_steps']), *[f'{ours[k]:.2f}' for k in ('encode', 'modulate', 'denoise', 'total')],
-                      f'{f["naive_ms"]:.1f}', f'{f["ratio"]:.1f}', f'{ours["denoise"] / f["denoise_floor_ms"]:.1f}')
+        table.add_row(
+            str(f['denoising_steps']),
+            *[f'{ours[k]:.2f}' for k in ('encode', 'modulate', 'denoise', 'total')],
+            f'{f["naive_ms"]:.1f}',
+            f'{f["ratio"]:.1f}',
+            f'{ours["denoise"] / f["denoise_floor_ms"]:.1f}',
+        )
     Console(width=110).print(table)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -62,27 +62,49 @@ def run_cell(recipe: str, seed: int, arguments: Arguments) -> dict:
         evaluate(spec, arguments.episodes, 0, arguments.workers, report_path)
     report = json.loads(report_path.read_text())
     run = json.loads((folder / 'run.json').read_text())
-    return {'recipe': recipe, 'seed': seed, 'successes': report['successes'], 'episodes': report['episodes'],
-            'wilson_95': report['wilson_95'], 'trained_parameters': run['trained_parameters'],
-            'training_seconds': run['seconds'], 'final_loss': statistics.mean(run['losses'][-100:]),
-            'backbone_sha256': run['backbone_sha256'], 'results': report['results']}
+    return {
+        'recipe': recipe,
+        'seed': seed,
+        'successes': report['successes'],
+        'episodes': report['episodes'],
+        'wilson_95': report['wilson_95'],
+        'trained_parameters': run['trained_parameters'],
+        'training_seconds': run['seconds'],
+        'final_loss': statistics.mean(run['losses'][-100:]),
+        'backbone_sha256': run['backbone_sha256'],
+        'results': report['results'],
+    }
 
 
 def table(cells: list[dict]) -> str:
     """Markdown table: a row per recipe, a column per seed, pooled rate with its interval."""
     seeds = sorted({cell['seed'] for cell in cells})
-    head = ['recipe', 'trained parameters', *[f'seed {seed}' for seed in seeds], 'all', '95 % interval (Wilson)']
+    head = [
+        'recipe',
+        'trained parameters',
+        *[f'seed {seed}' for seed in seeds],
+        'all',
+        '95 % interval (Wilson)',
+    ]
     rows = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
     for recipe in RECIPES:
         mine = {cell['seed']: cell for cell in cells if cell['recipe'] == recipe}
         if not mine:
             continue
-        successes, trials = sum(c['successes'] for c in mine.values()), sum(c['episodes'] for c in mine.values())
+        successes, trials = (
+            sum(c['successes'] for c in mine.values()),
+            sum(c['episodes'] for c in mine.values()),
+        )
         low, high = wilson_interval(successes, trials)
         each = [f'{mine[s]["successes"]} / {mine[s]["episodes"]}' if s in mine else '-' for s in seeds]
         parameters = next(iter(mine.values()))['trained_parameters']
-        rows.append('| ' + ' | '.join([recipe, f'{parameters:,}', *each, f'{successes / trials:.0%}',
-                                       f'{low:.0%} to {high:.0%}']) + ' |')
+        rows.append(
+            '| '
+            + ' | '.join(
+                [recipe, f'{parameters:,}', *each, f'{successes / trials:.0%}', f'{low:.0%} to {high:.0%}']
+            )
+            + ' |'
+        )
     return '\n'.join(rows) + '\n'
 
 

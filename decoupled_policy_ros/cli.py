@@ -19,8 +19,12 @@ app = tyro.extras.SubcommandApp()
 
 
 @app.command
-def train(stage: Annotated[Literal['stage1', 'stage2', 'normal'], tyro.conf.Positional],
-          config: Annotated[Path, tyro.conf.Positional], out: Path, set: tuple[str, ...] = ()) -> None:
+def train(
+    stage: Annotated[Literal['stage1', 'stage2', 'normal'], tyro.conf.Positional],
+    config: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    set: tuple[str, ...] = (),
+) -> None:
     """Train a backbone on motion (stage1), a task on a frozen backbone (stage2), or both at once (normal).
 
     A run that was interrupted is resumed by the same command.
@@ -52,8 +56,15 @@ def _overrides(pairs: tuple[str, ...]) -> dict[str, object]:
 
 
 @app.command
-def demos(task: str, out: Path, episodes: int = 200, images: bool = False, seed: int = 0,
-          workers: int | None = None, noise: bool = True) -> None:
+def demos(
+    task: str,
+    out: Path,
+    episodes: int = 200,
+    images: bool = False,
+    seed: int = 0,
+    workers: int | None = None,
+    noise: bool = True,
+) -> None:
     """Make demonstrations with the scripted expert in the simulator.
 
     Args:
@@ -71,9 +82,18 @@ def demos(task: str, out: Path, episodes: int = 200, images: bool = False, seed:
 
 
 @app.command
-def evaluate(policy: str, task: str, episodes: int = 50, seed: int = 0, backbone: str | None = None,
-             robot: str = 'panda_sim', denoising_steps: int = 10, workers: int | None = None,
-             json: Path | None = None, video: Path | None = None) -> None:
+def evaluate(
+    policy: str,
+    task: str,
+    episodes: int = 50,
+    seed: int = 0,
+    backbone: str | None = None,
+    robot: str = 'panda_sim',
+    denoising_steps: int = 10,
+    workers: int | None = None,
+    json: Path | None = None,
+    video: Path | None = None,
+) -> None:
     """Run a policy in the closed loop with the simulator, and report its success with a 95 % Wilson interval.
 
     Args:
@@ -91,10 +111,15 @@ def evaluate(policy: str, task: str, episodes: int = 50, seed: int = 0, backbone
     from decoupled_policy_ros.training.evaluation import Evaluation
     from decoupled_policy_ros.training.evaluation import evaluate as run
 
-    report = run(Evaluation(policy, task, backbone, robot, denoising_steps), episodes, seed, workers, json, video)
+    report = run(
+        Evaluation(policy, task, backbone, robot, denoising_steps), episodes, seed, workers, json, video
+    )
     low, high = report['wilson_95']
-    Console().print(f'{policy} on {task}: {report["successes"]} of {episodes} episodes succeeded '
-                    f'({report["success_rate"]:.0%}, 95 % interval {low:.0%} to {high:.0%})', soft_wrap=True)
+    Console().print(
+        f'{policy} on {task}: {report["successes"]} of {episodes} episodes succeeded '
+        f'({report["success_rate"]:.0%}, 95 % interval {low:.0%} to {high:.0%})',
+        soft_wrap=True,
+    )
 
 
 @app.command

@@ -77,7 +77,9 @@ def image_contract():
     from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 
     cameras = [StreamSpec(name, 'image', (84, 84, 3), 0.2) for name in ('agentview', 'wrist')]
-    return ObservationContract(20.0, 2, (*cameras, StreamSpec('proprioception', 'proprioception', (9,), 0.2)), 0.1)
+    return ObservationContract(
+        20.0, 2, (*cameras, StreamSpec('proprioception', 'proprioception', (9,), 0.2)), 0.1
+    )
 
 
 @pytest.fixture
@@ -103,7 +105,13 @@ def small_policy_folders(small_backbone, image_contract, tmp_path) -> tuple[Path
     from decoupled_policy_ros.policy import Task, save_backbone, save_task
 
     save_backbone(tmp_path / 'backbones' / 'small', small_backbone)
-    task = Task(image_contract, small_backbone, {'base_channels': 16, 'keypoints': 8}, 'small_task', 'lift the red cube')
+    task = Task(
+        image_contract,
+        small_backbone,
+        {'base_channels': 16, 'keypoints': 8},
+        'small_task',
+        'lift the red cube',
+    )
     save_task(tmp_path / 'tasks' / 'small_task', task)
     return tmp_path / 'backbones' / 'small', tmp_path / 'tasks' / 'small_task'
 

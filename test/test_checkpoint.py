@@ -10,7 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from decoupled_policy_ros.errors import CheckpointError, FingerprintMismatch
-from decoupled_policy_ros.policy import checkpoint, load_backbone, load_policy, load_task, save_backbone, save_task
+from decoupled_policy_ros.policy import (
+    checkpoint,
+    load_backbone,
+    load_policy,
+    load_task,
+    save_backbone,
+    save_task,
+)
 from decoupled_policy_ros.robot.description import load_robot
 
 
@@ -18,7 +25,9 @@ def rewrite(folder: Path, kind: str, weights: dict[str, torch.Tensor]) -> None:
     """Replace the weights and make the hashes fit again, as a careful forger would."""
     save_file(weights, folder / f'{kind}.safetensors')
     header = json.loads((folder / f'{kind}.json').read_text())
-    header['weights_sha256'] = checkpoint.hashlib.sha256((folder / f'{kind}.safetensors').read_bytes()).hexdigest()
+    header['weights_sha256'] = checkpoint.hashlib.sha256(
+        (folder / f'{kind}.safetensors').read_bytes()
+    ).hexdigest()
     header['sha256'] = checkpoint._identity(header)
     (folder / f'{kind}.json').write_text(json.dumps(header))
 
@@ -45,8 +54,10 @@ def test_a_task_in_half_precision_is_half_the_size_and_keeps_its_statistics(smal
     loaded = load_task(tmp_path / 'half', small_policy.backbone)
     for name, value in task.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-7)
-    assert torch.equal(loaded.encoder.streams['proprioception'].normaliser.scale,
-                       task.encoder.streams['proprioception'].normaliser.scale)
+    assert torch.equal(
+        loaded.encoder.streams['proprioception'].normaliser.scale,
+        task.encoder.streams['proprioception'].normaliser.scale,
+    )
 
 
 @pytest.mark.parametrize('kind', ['backbone', 'task'])
@@ -58,7 +69,9 @@ def test_one_changed_byte_is_refused_with_both_hashes(small_policy_folders, kind
     at = data.rindex(b'"name"') + 9 if suffix == 'json' else len(data) - 5
     data[at] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r'changed or truncated: sha256 is [0-9a-f]{64}, .* [0-9a-f]{64}'):
+    with pytest.raises(
+        CheckpointError, match=r'changed or truncated: sha256 is [0-9a-f]{64}, .* [0-9a-f]{64}'
+    ):
         load_policy(small_policy_folders[1], load_robot('panda_sim'), small_policy_folders[0])
 
 
@@ -88,7 +101,9 @@ def test_missing_unknown_and_misshapen_weights_are_named(small_policy_folders):
         load_backbone(folder)
 
 
-def test_a_task_on_another_backbone_is_refused_with_both_hashes(small_policy_folders, small_backbone, tmp_path):
+def test_a_task_on_another_backbone_is_refused_with_both_hashes(
+    small_policy_folders, small_backbone, tmp_path
+):
     right = small_backbone.sha256
     with torch.no_grad():
         small_backbone.denoiser.head.bias += 1
@@ -107,9 +122,11 @@ def test_another_arm_is_refused_with_both_values(small_policy_folders):
 def test_a_foreign_format_or_kind_is_refused(small_policy_folders):
     folder = small_policy_folders[0]
     original = (folder / 'backbone.json').read_text()
-    for key, value, message in (('format', 'pickle', 'format and version'),
-                                ('network', {'kind': 'os.system'}, "unknown backbone kind 'os.system'; valid: dp_mlp"),
-                                ('network', {'kind': 'dp_mlp', 'depth': 3}, 'does not describe a model')):
+    for key, value, message in (
+        ('format', 'pickle', 'format and version'),
+        ('network', {'kind': 'os.system'}, "unknown backbone kind 'os.system'; valid: dp_mlp"),
+        ('network', {'kind': 'dp_mlp', 'depth': 3}, 'does not describe a model'),
+    ):
         header = json.loads(original) | {key: value}
         header['sha256'] = checkpoint._identity(header)
         (folder / 'backbone.json').write_text(json.dumps(header))

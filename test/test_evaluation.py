@@ -29,7 +29,9 @@ def test_wilson_interval_refuses_impossible_counts(successes, trials):
 
 
 @pytest.mark.sim
-def test_the_loop_observes_every_chunk_from_fresh_history_and_executes_eight(small_policy_folders, monkeypatch):
+def test_the_loop_observes_every_chunk_from_fresh_history_and_executes_eight(
+    small_policy_folders, monkeypatch
+):
     """The engine is the real one; what it is given and when is watched."""
     backbone, task = small_policy_folders
     rollout = Rollout(Evaluation(str(task), 'lift', str(backbone), denoising_steps=2, max_steps=20))
@@ -61,7 +63,9 @@ def test_the_loop_observes_every_chunk_from_fresh_history_and_executes_eight(sma
 def test_evaluate_writes_what_it_reports(small_policy_folders, tmp_path):
     backbone, task = small_policy_folders
     spec = Evaluation(str(task), 'lift', str(backbone), denoising_steps=1, max_steps=10)
-    report = evaluate(spec, 2, seed=5, workers=2, json_path=tmp_path / 'report.json', video=tmp_path / 'video.mp4')
+    report = evaluate(
+        spec, 2, seed=5, workers=2, json_path=tmp_path / 'report.json', video=tmp_path / 'video.mp4'
+    )
     assert json.loads((tmp_path / 'report.json').read_text()) == json.loads(json.dumps(report))
     assert [r['seed'] for r in report['results']] == [5, 6]
     assert report['successes'] == 0  # an untrained policy does not lift a cube in half a second

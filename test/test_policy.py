@@ -102,7 +102,9 @@ def test_ddpm_and_forward_noise_equal_diffusers():
         eps = torch.randn(1, 16, 10)
         noise = torch.randn(1, 16, 10, generator=torch.Generator().manual_seed(step))
         x = ours.ddpm_step(eps, x, step, noise)
-        reference = theirs.step(eps, step, reference, generator=torch.Generator().manual_seed(step)).prev_sample
+        reference = theirs.step(
+            eps, step, reference, generator=torch.Generator().manual_seed(step)
+        ).prev_sample
         torch.testing.assert_close(x, reference, rtol=0, atol=1e-5)
 
 
@@ -171,5 +173,9 @@ def test_a_component_that_never_varies_is_not_blown_up():
 
 def random_observation(contract, seed=0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {s.name: rng.integers(0, 256, (contract.n_obs_steps, *s.shape)).astype(np.uint8) if s.kind == 'image'
-            else rng.normal(size=(contract.n_obs_steps, *s.shape)).astype(np.float32) for s in contract.streams}
+    return {
+        s.name: rng.integers(0, 256, (contract.n_obs_steps, *s.shape)).astype(np.uint8)
+        if s.kind == 'image'
+        else rng.normal(size=(contract.n_obs_steps, *s.shape)).astype(np.float32)
+        for s in contract.streams
+    }

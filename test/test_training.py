@@ -41,11 +41,18 @@ def demonstrations(tmp_path_factory) -> Path:
         n = min(len(motion), 20)
         width = robot.gripper.width_from_normalised(motion.joint_positions[:n, -1])
         joints = np.column_stack([motion.joint_positions[:n, :7], width / 2, -width / 2]).astype(float)
-        writer.add_episode('do nothing in particular', True, {
-            'observation.joint_positions': joints, 'observation.proprioception': proprioception.many(joints),
-            'observation.pose': motion.actions[:n], 'action': motion.actions[:n],
-            'observation.object_state': rng.normal(size=(n, 3)).astype(np.float32),
-            'observation.images.wrist': rng.integers(0, 256, (n, 84, 84, 3), np.uint8)})
+        writer.add_episode(
+            'do nothing in particular',
+            True,
+            {
+                'observation.joint_positions': joints,
+                'observation.proprioception': proprioception.many(joints),
+                'observation.pose': motion.actions[:n],
+                'action': motion.actions[:n],
+                'observation.object_state': rng.normal(size=(n, 3)).astype(np.float32),
+                'observation.images.wrist': rng.integers(0, 256, (n, 84, 84, 3), np.uint8),
+            },
+        )
     writer.close()
     return root
 
@@ -53,16 +60,29 @@ def demonstrations(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def backbone(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp('backbone') / 'small'
-    config = Stage1Config.model_validate({'name': 'small', 'robot': 'panda_sim', 'sources': [{'synthetic': 5}],
-                                          'backbone': SMALL, 'optimisation': LOOP})
+    config = Stage1Config.model_validate(
+        {
+            'name': 'small',
+            'robot': 'panda_sim',
+            'sources': [{'synthetic': 5}],
+            'backbone': SMALL,
+            'optimisation': LOOP,
+        }
+    )
     stages.train_stage1(config, out)
     return out
 
 
 def task_config(demonstrations: Path, backbone: Path | None, **changes) -> Stage2Config:
-    values = {'name': 'task', 'robot': 'panda_sim', 'dataset': str(demonstrations),
-              'backbone': str(backbone) if backbone else None, 'vectors': ['proprioception', 'object_state'],
-              'optimisation': LOOP, **changes}
+    values = {
+        'name': 'task',
+        'robot': 'panda_sim',
+        'dataset': str(demonstrations),
+        'backbone': str(backbone) if backbone else None,
+        'vectors': ['proprioception', 'object_state'],
+        'optimisation': LOOP,
+        **changes,
+    }
     return Stage2Config.model_validate(values)
 
 
@@ -82,17 +102,27 @@ def test_stage1_leaves_a_backbone_that_says_where_it_comes_from(backbone):
 
 
 def test_stage1_learns_from_demonstrations_too(demonstrations, tmp_path):
-    config = Stage1Config.model_validate({
-        'name': 'b', 'robot': 'panda_sim', 'sources': [{'demonstrations': str(demonstrations)}], 'backbone': SMALL,
-        'optimisation': LOOP | {'steps': 300, 'batch_size': 32, 'learning_rate': 1e-3}})
+    config = Stage1Config.model_validate(
+        {
+            'name': 'b',
+            'robot': 'panda_sim',
+            'sources': [{'demonstrations': str(demonstrations)}],
+            'backbone': SMALL,
+            'optimisation': LOOP | {'steps': 300, 'batch_size': 32, 'learning_rate': 1e-3},
+        }
+    )
     stages.train_stage1(config, tmp_path)
     assert np.mean(losses(tmp_path)[-20:]) < 0.7 * np.mean(losses(tmp_path)[:20])
 
 
 def test_stage2_trains_the_task_and_leaves_every_byte_of_the_backbone(demonstrations, backbone, tmp_path):
     before = (backbone / 'backbone.safetensors').read_bytes()
-    stages.train_task(task_config(demonstrations, backbone, cameras=['wrist'],
-                                  encoder={'base_channels': 16, 'keypoints': 4}), tmp_path / 'task')
+    stages.train_task(
+        task_config(
+            demonstrations, backbone, cameras=['wrist'], encoder={'base_channels': 16, 'keypoints': 4}
+        ),
+        tmp_path / 'task',
+    )
     assert (backbone / 'backbone.safetensors').read_bytes() == before
     run = json.loads((tmp_path / 'task' / 'run.json').read_text())
     assert run['backbone_weights_sha256']['before'] == run['backbone_weights_sha256']['after']
@@ -144,14 +174,19 @@ def test_a_killed_run_resumes_with_the_same_losses(demonstrations, backbone, tmp
     for name in ('killed', 'whole'):
         subprocess.run([*command, str(tmp_path / name)], check=True, stdout=subprocess.DEVNULL)
     assert losses(tmp_path / 'killed') == losses(tmp_path / 'whole')
-    assert ((tmp_path / 'killed' / 'task.safetensors').read_bytes()
-            == (tmp_path / 'whole' / 'task.safetensors').read_bytes())
+    assert (tmp_path / 'killed' / 'task.safetensors').read_bytes() == (
+        tmp_path / 'whole' / 'task.safetensors'
+    ).read_bytes()
 
 
-def test_a_checkpoint_of_another_configuration_is_refused_naming_what_differs(demonstrations, backbone, tmp_path):
+def test_a_checkpoint_of_another_configuration_is_refused_naming_what_differs(
+    demonstrations, backbone, tmp_path
+):
     stages.train_task(task_config(demonstrations, backbone), tmp_path)
     with pytest.raises(TrainingError, match='batch_size: 4 there, 5 here'):
-        stages.train_task(task_config(demonstrations, backbone, optimisation=LOOP | {'batch_size': 5}), tmp_path)
+        stages.train_task(
+            task_config(demonstrations, backbone, optimisation=LOOP | {'batch_size': 5}), tmp_path
+        )
 
 
 def test_a_damaged_checkpoint_is_named(demonstrations, backbone, tmp_path):
@@ -194,8 +229,9 @@ def test_the_average_follows_the_weights_with_the_papers_decay(tmp_path):
 
 
 def test_decay_and_learning_rate_at_the_ends():
-    loop = Stage2Config.model_validate({'name': 'x', 'robot': 'r', 'dataset': 'd',
-                                        'optimisation': {'steps': 1000, 'warmup_steps': 100}}).optimisation
+    loop = Stage2Config.model_validate(
+        {'name': 'x', 'robot': 'r', 'dataset': 'd', 'optimisation': {'steps': 1000, 'warmup_steps': 100}}
+    ).optimisation
     assert ema_decay(0, 0.75, 0.9999) == 0
     assert ema_decay(10**9, 0.75, 0.9999) == 0.9999
     assert learning_rate(0, loop) == pytest.approx(1e-6)
@@ -203,13 +239,23 @@ def test_decay_and_learning_rate_at_the_ends():
     assert learning_rate(999, loop) < 1e-9
 
 
-@pytest.mark.parametrize(('values', 'message'), [
-    ('name: x', 'robot: Field required'),
-    ('{name: x, robot: r, dataset: d, optimisation: {steps: 0}}', r'optimisation.steps: .*greater than 0 \(got 0\)'),
-    ('{name: x, robot: r, dataset: d, optimisation: {steps: 1}, camras: [a]}', 'camras: Extra inputs'),
-    ('{name: x, robot: r, dataset: d, optimisation: {steps: 1}, encoder: {base_channels: 20}}', 'multiple of 16'),
-    ('[]', 'must hold a mapping'), ('{', "can't be read"),
-])
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ('name: x', 'robot: Field required'),
+        (
+            '{name: x, robot: r, dataset: d, optimisation: {steps: 0}}',
+            r'optimisation.steps: .*greater than 0 \(got 0\)',
+        ),
+        ('{name: x, robot: r, dataset: d, optimisation: {steps: 1}, camras: [a]}', 'camras: Extra inputs'),
+        (
+            '{name: x, robot: r, dataset: d, optimisation: {steps: 1}, encoder: {base_channels: 20}}',
+            'multiple of 16',
+        ),
+        ('[]', 'must hold a mapping'),
+        ('{', "can't be read"),
+    ],
+)
 def test_bad_configurations_are_refused_by_key(tmp_path, values, message):
     path = tmp_path / 'config.yaml'
     path.write_text(values)
@@ -219,7 +265,9 @@ def test_bad_configurations_are_refused_by_key(tmp_path, values, message):
 
 def test_a_source_is_exactly_one_thing(tmp_path):
     path = tmp_path / 'config.yaml'
-    path.write_text('{name: x, robot: r, sources: [{synthetic: 3, recorded: here}], optimisation: {steps: 1}}')
+    path.write_text(
+        '{name: x, robot: r, sources: [{synthetic: 3, recorded: here}], optimisation: {steps: 1}}'
+    )
     with pytest.raises(ConfigError, match='exactly one of'):
         load_config(path, Stage1Config)
 
@@ -231,8 +279,11 @@ def test_shipped_configurations_are_valid(repository):
 
 def test_the_command_line_reports_a_mistake_in_one_line(tmp_path):
     command = [sys.executable, '-m', 'decoupled_policy_ros.cli']
-    for arguments in (['train', 'stage2', 'missing.yaml', '--out', str(tmp_path)], ['inspect', str(tmp_path)],
-                      ['train', 'stage1', 'x.yaml', '--out', 'y', '--set', 'nonsense']):
+    for arguments in (
+        ['train', 'stage2', 'missing.yaml', '--out', str(tmp_path)],
+        ['inspect', str(tmp_path)],
+        ['train', 'stage1', 'x.yaml', '--out', 'y', '--set', 'nonsense'],
+    ):
         run = subprocess.run([*command, *arguments], capture_output=True, text=True)
         assert run.returncode == 2
         assert run.stderr.startswith('error: ') and run.stderr.count('\n') == 1

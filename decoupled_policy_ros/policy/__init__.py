@@ -9,4 +9,13 @@ from decoupled_policy_ros.policy.checkpoint import (
 )
 from decoupled_policy_ros.policy.policy import Backbone, Policy, Task
 
-__all__ = ['Backbone', 'Policy', 'Task', 'load_backbone', 'load_policy', 'load_task', 'save_backbone', 'save_task']
+__all__ = [
+    'Backbone',
+    'Policy',
+    'Task',
+    'load_backbone',
+    'load_policy',
+    'load_task',
+    'save_backbone',
+    'save_task',
+]

@@ -62,11 +62,24 @@ class DPMLPBackbone(nn.Module):
 
     kind = 'dp_mlp'
 
-    def __init__(self, horizon: int = 16, width: int = 256, hidden: int = 1024, blocks: int = 8,
-                 dropout: float = 0.1, time_width: int = 256):
+    def __init__(
+        self,
+        horizon: int = 16,
+        width: int = 256,
+        hidden: int = 1024,
+        blocks: int = 8,
+        dropout: float = 0.1,
+        time_width: int = 256,
+    ):
         super().__init__()
-        self.config = {'horizon': horizon, 'width': width, 'hidden': hidden, 'blocks': blocks,
-                       'dropout': dropout, 'time_width': time_width}
+        self.config = {
+            'horizon': horizon,
+            'width': width,
+            'hidden': hidden,
+            'blocks': blocks,
+            'dropout': dropout,
+            'time_width': time_width,
+        }
         self.horizon, self.hidden, self.time_width = horizon, hidden, time_width
         self.n_blocks = blocks
         self.tau = TimestepProjection(time_width)

@@ -58,9 +58,13 @@ def save_task(folder: Path | str, task: Task, storage: str = 'float32') -> str:
         storage: 'float32', or 'float16' to halve the file; statistics, biases and norms stay float32.
     """
     if task.backbone_sha256 is None:
-        raise CheckpointError(f'task {task.name!r} can be saved only after its backbone was: it holds its hash')
-    weights = {name: value.to(STORAGE[storage]) if value.dim() > 1 else value
-               for name, value in task.state_dict().items()}
+        raise CheckpointError(
+            f'task {task.name!r} can be saved only after its backbone was: it holds its hash'
+        )
+    weights = {
+        name: value.to(STORAGE[storage]) if value.dim() > 1 else value
+        for name, value in task.state_dict().items()
+    }
     header = {
         'name': task.name,
         'instruction': task.instruction,
@@ -89,8 +93,13 @@ def load_backbone(folder: Path | str) -> Backbone:
         network = dict(header['network'])
         denoiser = _kind(BACKBONES, network.pop('kind'), 'backbone')(**network)
         schedule = NoiseSchedule(ScheduleConfig(**header['schedule']))
-        return Backbone(denoiser, Fingerprint.from_dict(header['fingerprint']), schedule, header['name'],
-                        header['provenance'])
+        return Backbone(
+            denoiser,
+            Fingerprint.from_dict(header['fingerprint']),
+            schedule,
+            header['name'],
+            header['provenance'],
+        )
 
     backbone = _build(folder, build)
     _fill(backbone, weights, folder)
@@ -109,18 +118,28 @@ def load_task(folder: Path | str, backbone: Backbone) -> Task:
 
     def build() -> Task:
         _kind(CONDITIONINGS, header['conditioning']['kind'], 'conditioning')
-        task = Task(ObservationContract.from_dict(header['contract']), backbone, header['encoder'], header['name'],
-                    header['instruction'], header['n_execute'], header['provenance'])
+        task = Task(
+            ObservationContract.from_dict(header['contract']),
+            backbone,
+            header['encoder'],
+            header['name'],
+            header['instruction'],
+            header['n_execute'],
+            header['provenance'],
+        )
         task.backbone_name, task.backbone_sha256 = header['backbone']['name'], header['backbone']['sha256']
         task.fingerprint = Fingerprint.from_dict(header['fingerprint'])
         return task
 
     if header.get('backbone', {}).get('sha256') != backbone.sha256:
-        raise CheckpointError(f'{folder}: trained on backbone {header.get("backbone")}, but the backbone given is '
-                              f'{backbone.name!r} with sha256 {backbone.sha256}')
+        raise CheckpointError(
+            f'{folder}: trained on backbone {header.get("backbone")}, but the backbone given is '
+            f'{backbone.name!r} with sha256 {backbone.sha256}'
+        )
     task = _build(folder, build)
-    task.fingerprint.require_equal(backbone.fingerprint, what=f'task {task.name!r}',
-                                   other_what=f'backbone {backbone.name!r}')
+    task.fingerprint.require_equal(
+        backbone.fingerprint, what=f'task {task.name!r}', other_what=f'backbone {backbone.name!r}'
+    )
     _fill(task, weights, folder)
     return task
 
@@ -151,7 +170,9 @@ def find_model(kind: str, name: Path | str) -> Path:
     try:
         return find(f'models/{kind}/{name}')
     except ConfigError as error:
-        raise CheckpointError(f'{str(name)!r} is neither a folder nor a model that is installed: {error}') from error
+        raise CheckpointError(
+            f'{str(name)!r} is neither a folder nor a model that is installed: {error}'
+        ) from error
 
 
 def read_header(folder: Path | str) -> dict[str, Any]:
@@ -169,13 +190,19 @@ def read_header(folder: Path | str) -> dict[str, Any]:
 
 def _write(folder: Path, kind: str, header: dict[str, Any], state: dict[str, Tensor]) -> str:
     data = save_safetensors({name: value.detach().cpu().contiguous() for name, value in state.items()})
-    header = {'format': f'decoupled_policy_ros/{kind}', 'version': FORMAT_VERSION, **header,
-              'weights_sha256': hashlib.sha256(data).hexdigest()}
+    header = {
+        'format': f'decoupled_policy_ros/{kind}',
+        'version': FORMAT_VERSION,
+        **header,
+        'weights_sha256': hashlib.sha256(data).hexdigest(),
+    }
     header['sha256'] = _identity(header)
     folder.mkdir(parents=True, exist_ok=True)
     # Nothing half-written ever has a final name; a pair torn between the two renames fails its hash.
-    for path, content in ((folder / f'{kind}.safetensors', data),
-                          (folder / f'{kind}.json', (json.dumps(header, indent=2) + '\n').encode())):
+    for path, content in (
+        (folder / f'{kind}.safetensors', data),
+        (folder / f'{kind}.json', (json.dumps(header, indent=2) + '\n').encode()),
+    ):
         partial = path.with_name(path.name + '.part')
         partial.write_bytes(content)
         os.replace(partial, path)
@@ -199,11 +226,15 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     found = (header.get('format'), header.get('version')) if isinstance(header, dict) else None
     if found != expected:
         raise CheckpointError(f'{folder}/{kind}.json: format and version are {found}, expected {expected}')
-    for what, stated, actual in (('weights', header.get('weights_sha256'), hashlib.sha256(data).hexdigest()),
-                                 ('header', header.get('sha256'), _identity(header))):
+    for what, stated, actual in (
+        ('weights', header.get('weights_sha256'), hashlib.sha256(data).hexdigest()),
+        ('header', header.get('sha256'), _identity(header)),
+    ):
         if stated != actual:
-            raise CheckpointError(f'{folder}: the {what} of this {kind} were changed or truncated: '
-                                  f'sha256 is {actual}, the header states {stated}')
+            raise CheckpointError(
+                f'{folder}: the {what} of this {kind} were changed or truncated: '
+                f'sha256 is {actual}, the header states {stated}'
+            )
     try:
         return header, load_safetensors(data)
     except SafetensorError as error:
@@ -230,6 +261,7 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
         raise CheckpointError(f'{folder}: missing weights {missing}, unknown weights {foreign}')
     for name, value in weights.items():
         if value.shape != expected[name].shape:
-            raise CheckpointError(f'{folder}: {name} has shape {tuple(value.shape)}, expected '
-                                  f'{tuple(expected[name].shape)}')
+            raise CheckpointError(
+                f'{folder}: {name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}'
+            )
     module.load_state_dict({name: value.to(expected[name].dtype) for name, value in weights.items()})

@@ -51,12 +51,12 @@ class FiLMConditioning(nn.Module):
 
     def time_half(self, tau: Tensor) -> Tensor:
         """The part of the modulation that depends on the diffusion step: (K, blocks, 2, hidden)."""
-        flat = F.linear(F.mish(tau), self.weight[:, :self.time_width], self.bias)
+        flat = F.linear(F.mish(tau), self.weight[:, : self.time_width], self.bias)
         return flat.unflatten(-1, self.modulation_shape)
 
     def feature_half(self, features: Tensor) -> Tensor:
         """The part of the modulation that depends on the observation: (B, blocks, 2, hidden)."""
-        flat = F.linear(F.mish(features), self.weight[:, self.time_width:])
+        flat = F.linear(F.mish(features), self.weight[:, self.time_width :])
         return flat.unflatten(-1, self.modulation_shape)
 
 

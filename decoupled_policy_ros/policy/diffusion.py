@@ -34,8 +34,10 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if self.kind != 'squared_cosine' or self.prediction != 'epsilon':
-            raise ConfigError(f'noise schedule {self.kind!r} with {self.prediction!r} prediction is unknown; '
-                              "valid: 'squared_cosine' with 'epsilon'")
+            raise ConfigError(
+                f'noise schedule {self.kind!r} with {self.prediction!r} prediction is unknown; '
+                "valid: 'squared_cosine' with 'epsilon'"
+            )
         if not 1 <= self.training_steps <= 10_000:
             raise ConfigError(f'training_steps must be in 1..10000, got {self.training_steps}')
 
@@ -90,8 +92,9 @@ class NoiseSchedule:
         alpha_bar_prev = float(self.alpha_bar[k - 1]) if k > 0 else 1.0
         beta = 1 - alpha_bar / alpha_bar_prev
         x_0 = self.clean_estimate(eps, x_k, k)
-        mean = (math.sqrt(alpha_bar_prev) * beta * x_0
-                + math.sqrt(1 - beta) * (1 - alpha_bar_prev) * x_k) / (1 - alpha_bar)
+        mean = (math.sqrt(alpha_bar_prev) * beta * x_0 + math.sqrt(1 - beta) * (1 - alpha_bar_prev) * x_k) / (
+            1 - alpha_bar
+        )
         if k == 0:
             return mean
         variance = max(beta * (1 - alpha_bar_prev) / (1 - alpha_bar), 1e-20)

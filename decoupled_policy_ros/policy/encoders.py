@@ -54,9 +54,11 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.crop = crop
         channels = [base_channels * 2**i for i in range(4)]
-        config = ResNetConfig(embedding_size=base_channels, hidden_sizes=channels, depths=[2, 2, 2, 2],
-                              layer_type='basic')
-        self.trunk = replace_batch_norm(ResNetModel(config)).to(memory_format=torch.channels_last)
+        config = ResNetConfig(
+            embedding_size=base_channels, hidden_sizes=channels, depths=[2, 2, 2, 2], layer_type='basic'
+        )
+        # Channels last is what the CPU's convolutions are fastest in.
+        self.trunk = replace_batch_norm(ResNetModel(config)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.pool = SpatialSoftmax(channels[-1], keypoints)
         self.project = nn.Linear(2 * keypoints, feature_dim)
 
@@ -71,8 +73,8 @@ class ImageEncoder(nn.Module):
     def _cropped(self, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape[:4]
         if not self.training:
-            top, left = (height - self.crop) // 2, (width - self.crop) // 2
-            return images[:, :, top:top + self.crop, left:left + self.crop]
+            y, x = (height - self.crop) // 2, (width - self.crop) // 2
+            return images[:, :, y : y + self.crop, x : x + self.crop]
         top = torch.randint(height - self.crop + 1, (batch, 1, 1), device=images.device)
         left = torch.randint(width - self.crop + 1, (batch, 1, 1), device=images.device)
         rows = top + torch.arange(self.crop, device=images.device)[:, None]
@@ -98,7 +100,9 @@ class ObservationEncoder(nn.Module):
     The order is the contract's. With two cameras (64 each) and proprioception (9), two steps: 274.
     """
 
-    def __init__(self, contract: ObservationContract, crop: int = 76, base_channels: int = 64, keypoints: int = 32):
+    def __init__(
+        self, contract: ObservationContract, crop: int = 76, base_channels: int = 64, keypoints: int = 32
+    ):
         super().__init__()
         self.config = {'crop': crop, 'base_channels': base_channels, 'keypoints': keypoints}
         self.contract = contract

@@ -27,6 +27,9 @@ def _scale_offset(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.
 class ActionNormaliser(nn.Module):
     """Positions from [lower, upper] (m) to [-1, 1]; 6-D rotation and gripper lie there already."""
 
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer('scale', torch.ones(ACTION_DIM))
@@ -54,6 +57,9 @@ class ActionNormaliser(nn.Module):
 
 class VectorNormaliser(nn.Module):
     """Every component of a vector stream from its range in the data to [-1, 1]."""
+
+    scale: Tensor
+    offset: Tensor
 
     def __init__(self, dim: int):
         super().__init__()

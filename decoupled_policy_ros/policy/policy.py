@@ -27,8 +27,14 @@ class Backbone(nn.Module):
         sha256: identity of the saved file; None for one that was never saved.
     """
 
-    def __init__(self, denoiser: DPMLPBackbone, fingerprint: Fingerprint, schedule: NoiseSchedule | None = None,
-                 name: str = 'backbone', provenance: dict | None = None):
+    def __init__(
+        self,
+        denoiser: DPMLPBackbone,
+        fingerprint: Fingerprint,
+        schedule: NoiseSchedule | None = None,
+        name: str = 'backbone',
+        provenance: dict | None = None,
+    ):
         super().__init__()
         self.denoiser = denoiser
         self.normaliser = ActionNormaliser()
@@ -51,13 +57,23 @@ class Task(nn.Module):
         backbone_name, backbone_sha256: the only backbone that this task fits.
     """
 
-    def __init__(self, contract: ObservationContract, backbone: Backbone, encoder: dict | None = None,
-                 name: str = 'task', instruction: str = '', n_execute: int = 8, provenance: dict | None = None):
+    def __init__(
+        self,
+        contract: ObservationContract,
+        backbone: Backbone,
+        encoder: dict | None = None,
+        name: str = 'task',
+        instruction: str = '',
+        n_execute: int = 8,
+        provenance: dict | None = None,
+    ):
         super().__init__()
         self.contract = contract
         self.encoder = ObservationEncoder(contract, **(encoder or {}))
         denoiser = backbone.denoiser
-        self.conditioning = FiLMConditioning(denoiser.time_width, self.encoder.feature_dim, denoiser.modulation_shape)
+        self.conditioning = FiLMConditioning(
+            denoiser.time_width, self.encoder.feature_dim, denoiser.modulation_shape
+        )
         self.name = name
         self.instruction = instruction
         self.n_execute = n_execute
@@ -90,11 +106,13 @@ class Policy:
         if self.task.backbone_sha256 != self.backbone.sha256:
             raise CheckpointError(
                 f'task {self.task.name!r} was trained on backbone {self.task.backbone_name!r} with sha256 '
-                f'{self.task.backbone_sha256}, but backbone {self.backbone.name!r} has {self.backbone.sha256}')
+                f'{self.task.backbone_sha256}, but backbone {self.backbone.name!r} has {self.backbone.sha256}'
+            )
         self.contract, self.n_execute = self.task.contract, self.task.n_execute
         expected = Fingerprint.of(self.robot, self.contract.rate_hz)
-        self.backbone.fingerprint.require_equal(expected, what=f'backbone {self.backbone.name!r}',
-                                                other_what=f'robot {self.robot.name!r}')
+        self.backbone.fingerprint.require_equal(
+            expected, what=f'backbone {self.backbone.name!r}', other_what=f'robot {self.robot.name!r}'
+        )
         self.backbone.freeze()
         self.task.requires_grad_(False)
         self.task.eval()

@@ -60,8 +60,10 @@ class Engine:
     def warm_up(self, cycles: int = 3) -> None:
         """Run cycles on zeros, so that the first real one is as fast as the rest; keeps the noise sequence."""
         contract, state = self.policy.contract, self.generator.get_state()
-        zeros = {s.name: np.zeros((contract.n_obs_steps, *s.shape), np.uint8 if s.kind == 'image' else np.float32)
-                 for s in contract.streams}
+        zeros = {
+            s.name: np.zeros((contract.n_obs_steps, *s.shape), np.uint8 if s.kind == 'image' else np.float32)
+            for s in contract.streams
+        }
         for _ in range(cycles):
             self(zeros)
         self.generator.set_state(state)
@@ -74,8 +76,10 @@ class Engine:
             InferenceError: the chunk is not finite.
         """
         start = time.perf_counter()
-        batch = {name: torch.from_numpy(np.ascontiguousarray(array))[None].to(self.device)
-                 for name, array in observation.items()}
+        batch = {
+            name: torch.from_numpy(np.ascontiguousarray(array))[None].to(self.device)
+            for name, array in observation.items()
+        }
         features = self.task.encoder(batch)
         encoded = time.perf_counter()
         modulation = self.time_table + self.task.conditioning.feature_half(features)
@@ -84,14 +88,23 @@ class Engine:
         actions = self.backbone.normaliser.inverse(self._denoise(noise, modulation))[0].double().cpu().numpy()
         end = time.perf_counter()
         if not np.isfinite(actions).all():
-            raise InferenceError(f'the chunk has {np.count_nonzero(~np.isfinite(actions))} values that are not finite')
-        return Prediction(actions, {'encode': 1e3 * (encoded - start), 'modulate': 1e3 * (modulated - encoded),
-                                    'denoise': 1e3 * (end - modulated), 'total': 1e3 * (end - start)})
+            raise InferenceError(
+                f'the chunk has {np.count_nonzero(~np.isfinite(actions))} values that are not finite'
+            )
+        return Prediction(
+            actions,
+            {
+                'encode': 1e3 * (encoded - start),
+                'modulate': 1e3 * (modulated - encoded),
+                'denoise': 1e3 * (end - modulated),
+                'total': 1e3 * (end - start),
+            },
+        )
 
     def _denoise(self, x: Tensor, modulation: Tensor) -> Tensor:
         """(1, horizon, 10) noise and (steps, blocks, 2, hidden) modulation -> normalised actions."""
         schedule = self.backbone.schedule
         for i, (k, previous_k) in enumerate(zip(self.ks, [*self.ks[1:], -1], strict=True)):
-            eps = self.backbone.denoiser(x, modulation[i:i + 1])
+            eps = self.backbone.denoiser(x, modulation[i : i + 1])
             x = schedule.ddim_step(eps, x, k, previous_k)
         return x

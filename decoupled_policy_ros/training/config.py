@@ -30,23 +30,23 @@ class Optimisation(_Strict):
     batch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 1e-4
     betas: tuple[float, float] = (0.95, 0.999)
-    weight_decay: float = Field(1e-3, ge=0)
-    warmup_steps: int = Field(500, ge=0)
+    weight_decay: float = Field(default=1e-3, ge=0)
+    warmup_steps: int = Field(default=500, ge=0)
     ema_power: PositiveFloat = 0.75
-    ema_max: float = Field(0.9999, ge=0, lt=1)
+    ema_max: float = Field(default=0.9999, ge=0, lt=1)
     precision: Literal['float32', 'bfloat16'] = 'float32'
     checkpoint_every: PositiveInt = 500
     seed: int = 0
     device: str = 'cpu'
-    threads: int | None = Field(None, gt=0, description='CPU threads; all by default')
+    threads: int | None = Field(default=None, gt=0, description='CPU threads; all by default')
 
 
 class MotionSource(_Strict):
     """One source of Stage 1 pairs; exactly one of the three."""
 
-    recorded: Path | None = Field(None, description='folder of the kinematics recorder')
-    demonstrations: Path | None = Field(None, description='dataset; its achieved poses are used')
-    synthetic: PositiveInt | None = Field(None, description='number of minimum-jerk joint paths')
+    recorded: Path | None = Field(default=None, description='folder of the kinematics recorder')
+    demonstrations: Path | None = Field(default=None, description='dataset; its achieved poses are used')
+    synthetic: PositiveInt | None = Field(default=None, description='number of minimum-jerk joint paths')
 
     @model_validator(mode='after')
     def _exactly_one(self) -> MotionSource:
@@ -63,7 +63,7 @@ class BackboneSize(_Strict):
     width: PositiveInt = 256
     hidden: PositiveInt = 1024
     blocks: PositiveInt = 8
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     time_width: PositiveInt = 256
 
 
@@ -75,7 +75,7 @@ class Stage1Config(_Strict):
     rate_hz: PositiveFloat = 20.0
     sources: list[MotionSource] = Field(min_length=1)
     backbone: BackboneSize = BackboneSize()
-    training_steps: PositiveInt = Field(100, description='diffusion steps of the schedule')
+    training_steps: PositiveInt = Field(default=100, description='diffusion steps of the schedule')
     optimisation: Optimisation
 
 
@@ -83,7 +83,7 @@ class EncoderConfig(_Strict):
     """ResNet-18 width and crop; a half is 32 channels, a quarter 16."""
 
     crop: PositiveInt = 76
-    base_channels: int = Field(64, multiple_of=16, gt=0)
+    base_channels: int = Field(default=64, multiple_of=16, gt=0)
     keypoints: PositiveInt = 32
 
 
@@ -93,19 +93,19 @@ class Stage2Config(_Strict):
     name: str
     robot: str
     dataset: Path
-    backbone: str | None = Field(None, description='folder or name; not used by normal training')
-    random_backbone: bool = Field(False, description='freeze a backbone that saw no Stage 1: the control')
+    backbone: str | None = Field(default=None, description='folder or name; not used by normal training')
+    random_backbone: bool = Field(default=False, description='freeze a backbone that saw no Stage 1: the control')
     cameras: list[str] = []
     vectors: list[str] = ['proprioception']
-    instruction: str | None = Field(None, description="the dataset's by default")
+    instruction: str | None = Field(default=None, description="the dataset's by default")
     n_obs_steps: PositiveInt = 2
     n_execute: PositiveInt = 8
     max_age_s: PositiveFloat = 0.2
     max_skew_s: PositiveFloat = 0.1
     encoder: EncoderConfig = EncoderConfig()
-    noise_samples: PositiveInt = Field(1, description='diffusion steps drawn for each encoded observation')
+    noise_samples: PositiveInt = Field(default=1, description='diffusion steps drawn for each encoded observation')
     storage: Literal['float32', 'float16'] = 'float32'
-    episodes: PositiveInt | None = Field(None, description='use only the first so many')
+    episodes: PositiveInt | None = Field(default=None, description='use only the first so many')
     optimisation: Optimisation
 
 
@@ -136,6 +136,8 @@ def load_config(path: Path | str, kind: type[C], overrides: dict[str, object] | 
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = '; '.join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (got {e['input']!r})"
-                             for e in error.errors())
+        problems = '; '.join(
+            f'{".".join(map(str, e["loc"])) or "file"}: {e["msg"]} (got {e["input"]!r})'
+            for e in error.errors()
+        )
         raise ConfigError(f'{path}: {problems}') from error

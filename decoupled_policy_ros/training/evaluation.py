@@ -56,7 +56,9 @@ class EpisodeResult:
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson score interval of a success rate, 95 % by default (Wilson, JASA 1927)."""
     if not 0 <= successes <= trials or trials < 1:
-        raise ConfigError(f'successes must be in 0..trials and trials at least 1, got {successes} of {trials}')
+        raise ConfigError(
+            f'successes must be in 0..trials and trials at least 1, got {successes} of {trials}'
+        )
     rate, z2 = successes / trials, z * z
     centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
     half = z / (1 + z2 / trials) * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2))
@@ -72,7 +74,7 @@ class Rollout:
         self.contract: ObservationContract = policy.contract
         self.n_execute = policy.n_execute
         self.engine = Engine(policy, spec.denoising_steps)
-        cameras = {s.name: s.shape[:2] for s in self.contract.streams if s.kind == 'image'}
+        cameras = {s.name: (s.shape[0], s.shape[1]) for s in self.contract.streams if s.kind == 'image'}
         self.max_steps = spec.max_steps or sim_task(spec.task).max_steps
         self.sim = SimRobot(spec.task, robot, cameras, rate_hz=self.contract.rate_hz)
         self.proprioception = Proprioception(robot, Kinematics(robot))
@@ -98,8 +100,13 @@ class Rollout:
                 self._observe()
             if chunk is None or self.sim.stamp_ns >= chunk.replan_stamp_ns:
                 observation = self.sampler.sample(self.sim.stamp_ns)
-                chunk = Chunk(self.engine(observation.arrays).actions, observation.stamp_ns, self.contract.rate_hz,
-                              self.contract.n_obs_steps, self.n_execute)
+                chunk = Chunk(
+                    self.engine(observation.arrays).actions,
+                    observation.stamp_ns,
+                    self.contract.rate_hz,
+                    self.contract.n_obs_steps,
+                    self.n_execute,
+                )
             pose, gripper = chunk.sample(self.sim.stamp_ns)
             latch.update(gripper)
             self.sim.step(pose, CLOSED if latch.state == 'closed' else OPEN)
@@ -140,8 +147,14 @@ def _run_episode(seed: int) -> EpisodeResult:
     return _rollout.run(seed)
 
 
-def evaluate(spec: Evaluation, episodes: int, seed: int = 0, workers: int | None = None, json_path: Path | None = None,
-             video: Path | None = None) -> dict:
+def evaluate(
+    spec: Evaluation,
+    episodes: int,
+    seed: int = 0,
+    workers: int | None = None,
+    json_path: Path | None = None,
+    video: Path | None = None,
+) -> dict:
     """Success over episodes seeded seed, seed + 1, ..., with a Wilson interval.
 
     Args:
@@ -170,10 +183,18 @@ def evaluate(spec: Evaluation, episodes: int, seed: int = 0, workers: int | None
         results = _watched([pool.submit(_run_episode, s) for s in seeds])
     results = sorted(results, key=lambda r: r.seed)
     successes = sum(r.success for r in results)
-    report = {**asdict(spec), 'episodes': episodes, 'seed': seed, 'successes': successes,
-              'success_rate': successes / episodes, 'wilson_95': wilson_interval(successes, episodes),
-              'mean_steps_of_successes': float(np.mean([r.steps for r in results if r.success] or [np.nan])),
-              'results': [asdict(r) for r in results]}
+    report = {
+        **asdict(spec),
+        'episodes': episodes,
+        'seed': seed,
+        'successes': successes,
+        'success_rate': successes / episodes,
+        'wilson_95': wilson_interval(successes, episodes),
+        'mean_steps_of_successes': float(np.mean([r.steps for r in results if r.success]))
+        if successes
+        else None,
+        'results': [asdict(r) for r in results],
+    }
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         partial = json_path.with_name(f'{json_path.name}.part')
@@ -185,8 +206,13 @@ def evaluate(spec: Evaluation, episodes: int, seed: int = 0, workers: int | None
 def _watched(futures: Iterable) -> list[EpisodeResult]:
     futures = list(futures)
     results: list[EpisodeResult] = []
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn('{task.fields[note]}'))
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn('{task.fields[note]}'),
+    )
     with Progress(*columns, refresh_per_second=2) as progress:
         bar = progress.add_task('episodes', total=len(futures), note='')
         for future in as_completed(futures):

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -52,29 +52,47 @@ class Trainer:
         TrainingError: the checkpoint belongs to another configuration or is damaged, or a loss is not finite.
     """
 
-    def __init__(self, module: nn.Module, loss: Callable[[], Tensor], config: Optimisation, folder: Path,
-                 identity: dict[str, str]):
-        self.module, self.loss, self.config, self.folder, self.identity = module, loss, config, folder, identity
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[[], Tensor],
+        config: Optimisation,
+        folder: Path,
+        identity: dict[str, str],
+    ):
+        self.module, self.loss, self.config, self.folder, self.identity = (
+            module,
+            loss,
+            config,
+            folder,
+            identity,
+        )
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=config.learning_rate, betas=config.betas,
-                                           weight_decay=config.weight_decay)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
         self.average = AveragedModel(module, multi_avg_fn=self._average)
         self.losses: list[float] = []
         self.seconds = 0.0
         if (folder / CHECKPOINT).exists():
             self._resume()
 
-    def _average(self, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+    def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         decay = ema_decay(int(count), self.config.ema_power, self.config.ema_max)
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
 
     def run(self) -> None:
         """Train from the last checkpoint to the last step."""
         self.module.train()
         config, first = self.config, len(self.losses)
         started, before = time.monotonic(), self.seconds
-        columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                   TextColumn('loss {task.fields[loss]}'))
+        columns = (
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn('loss {task.fields[loss]}'),
+        )
         with Progress(*columns, refresh_per_second=1) as progress:
             bar = progress.add_task(self.folder.name, total=config.steps, completed=first, loss='')
             for step in range(first, config.steps):
@@ -96,8 +114,10 @@ class Trainer:
             loss = self.loss()
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise TrainingError(f'the loss of step {step} is {value}; lower the learning rate '
-                                f'({self.config.learning_rate}) or look for bad data')
+            raise TrainingError(
+                f'the loss of step {step} is {value}; lower the learning rate '
+                f'({self.config.learning_rate}) or look for bad data'
+            )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
@@ -126,10 +146,15 @@ class Trainer:
         except SafetensorError as error:
             raise TrainingError(f'{path} is damaged ({error}); delete it to start again') from error
         found = json.loads(metadata['identity'])
-        differing = [f'{key}: {found.get(key)} there, {self.identity.get(key)} here'
-                     for key in sorted(found.keys() | self.identity.keys()) if found.get(key) != self.identity.get(key)]
+        differing = [
+            f'{key}: {found.get(key)} there, {self.identity.get(key)} here'
+            for key in sorted(found.keys() | self.identity.keys())
+            if found.get(key) != self.identity.get(key)
+        ]
         if differing:
-            raise TrainingError(f'{path} belongs to another run ({"; ".join(differing)}); use another output folder')
+            raise TrainingError(
+                f'{path} belongs to another run ({"; ".join(differing)}); use another output folder'
+            )
         self.losses = tensors.pop('losses').tolist()
         self.seconds = json.loads(metadata['seconds'])
         parts: dict[str, dict[str, Tensor]] = {'module': {}, 'average': {}, 'optimiser': {}}
@@ -142,5 +167,6 @@ class Trainer:
         for key, value in parts['optimiser'].items():
             index, name = key.split('.')
             state.setdefault(int(index), {})[name] = value
-        self.optimiser.load_state_dict({'state': state,
-                                        'param_groups': self.optimiser.state_dict()['param_groups']})
+        self.optimiser.load_state_dict(
+            {'state': state, 'param_groups': self.optimiser.state_dict()['param_groups']}
+        )

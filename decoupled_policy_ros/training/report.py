@@ -18,9 +18,14 @@ from matplotlib import pyplot
 
 def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, result: dict) -> None:
     """Write `out`/run.json (configuration, result, losses) and `out`/loss.png."""
-    run = {'stage': stage, 'config': config.model_dump(mode='json'), **result, 'seconds': round(trainer.seconds, 1),
-           'trained_parameters': sum(p.numel() for p in trainer.parameters),
-           'losses': [float(f'{loss:.6g}') for loss in trainer.losses]}
+    run = {
+        'stage': stage,
+        'config': config.model_dump(mode='json'),
+        **result,
+        'seconds': round(trainer.seconds, 1),
+        'trained_parameters': sum(p.numel() for p in trainer.parameters),
+        'losses': [float(f'{loss:.6g}') for loss in trainer.losses],
+    }
     partial = out / 'run.json.part'
     partial.write_text(json.dumps(run) + '\n')
     os.replace(partial, out / 'run.json')

@@ -54,8 +54,9 @@ def load_motion_windows(config: Stage1Config, robot: RobotDescription) -> tuple[
         frames = sum(len(motion.actions) for motion in found)
         if not frames:
             raise DatasetError(f'no motion in {source.model_dump(exclude_none=True, mode="json")}')
-        provenance.append({**source.model_dump(exclude_none=True, mode='json'), 'motions': len(found),
-                           'frames': frames})
+        provenance.append(
+            {**source.model_dump(exclude_none=True, mode='json'), 'motions': len(found), 'frames': frames}
+        )
     joints = np.concatenate([motion.joint_positions for motion in motions]).astype(np.float32)
     actions = np.concatenate([motion.actions for motion in motions]).astype(np.float32)
     lengths = [len(motion.actions) for motion in motions]
@@ -70,11 +71,16 @@ def _motions_of(source: MotionSource, robot: RobotDescription, config: Stage1Con
         motions = list(demonstration_motions(Dataset.open(source.demonstrations), robot))
     else:
         assert source.recorded is not None  # a source has exactly one of the three
-        motions = [piece for motion in read_motions(source.recorded) for piece in resample(motion, config.rate_hz)]
+        motions = [
+            piece for motion in read_motions(source.recorded) for piece in resample(motion, config.rate_hz)
+        ]
     expected = Fingerprint.of(robot, config.rate_hz)
     for motion in motions:
-        motion.fingerprint.require_equal(expected, what=str(source.recorded or source.demonstrations),
-                                         other_what=f'robot {robot.name!r} at {config.rate_hz} Hz')
+        motion.fingerprint.require_equal(
+            expected,
+            what=str(source.recorded or source.demonstrations),
+            other_what=f'robot {robot.name!r} at {config.rate_hz} Hz',
+        )
     return motions
 
 
@@ -96,8 +102,9 @@ class DemonstrationWindows:
     provenance: dict
 
 
-def load_demonstrations(config: Stage2Config, horizon: int, robot: RobotDescription, rate_hz: float
-                        ) -> DemonstrationWindows:
+def load_demonstrations(
+    config: Stage2Config, horizon: int, robot: RobotDescription, rate_hz: float
+) -> DemonstrationWindows:
     """Read the dataset of a Stage 2 configuration.
 
     Raises:
@@ -105,10 +112,13 @@ def load_demonstrations(config: Stage2Config, horizon: int, robot: RobotDescript
         FingerprintMismatch: its kinematics or rate are not the robot's.
     """
     dataset = Dataset.open(config.dataset)
-    dataset.fingerprint.require_equal(Fingerprint.of(robot, rate_hz), what=f'dataset {config.dataset}',
-                                      other_what=f'robot {robot.name!r}')
+    dataset.fingerprint.require_equal(
+        Fingerprint.of(robot, rate_hz), what=f'dataset {config.dataset}', other_what=f'robot {robot.name!r}'
+    )
     if len(dataset.tasks) != 1 and config.instruction is None:
-        raise DatasetError(f'{config.dataset} holds the instructions {dataset.tasks}; one policy has one instruction')
+        raise DatasetError(
+            f'{config.dataset} holds the instructions {dataset.tasks}; one policy has one instruction'
+        )
     n = min(config.episodes or dataset.n_episodes, dataset.n_episodes)
     frames = int(dataset.lengths[:n].sum())
     streams = {name: torch.from_numpy(dataset.images(name)[:frames]) for name in config.cameras}
@@ -116,16 +126,24 @@ def load_demonstrations(config: Stage2Config, horizon: int, robot: RobotDescript
         streams[name] = torch.from_numpy(dataset.column(f'observation.{name}')[:frames].astype(np.float32))
     observation_index, action_index, _ = window_indices(dataset.lengths[:n], horizon, config.n_obs_steps)
     return DemonstrationWindows(
-        streams, torch.from_numpy(dataset.column('action')[:frames].astype(np.float32)),
-        torch.from_numpy(observation_index), torch.from_numpy(action_index),
+        streams,
+        torch.from_numpy(dataset.column('action')[:frames].astype(np.float32)),
+        torch.from_numpy(observation_index),
+        torch.from_numpy(action_index),
         config.instruction or dataset.tasks[0],
-        {'dataset': config.dataset.name, 'episodes': n, 'frames': frames})
+        {'dataset': config.dataset.name, 'episodes': n, 'frames': frames},
+    )
 
 
 def contract_of(config: Stage2Config, streams: dict[str, Tensor], rate_hz: float) -> ObservationContract:
     """The observation contract that these demonstrations imply: what the policy must see when it runs."""
+
     def spec(name: str) -> StreamSpec:
-        kind = 'image' if name in config.cameras else 'proprioception' if name == 'proprioception' else 'vector'
+        kind = (
+            'image' if name in config.cameras else 'proprioception' if name == 'proprioception' else 'vector'
+        )
         return StreamSpec(name, kind, tuple(streams[name].shape[1:]), config.max_age_s)
 
-    return ObservationContract(rate_hz, config.n_obs_steps, tuple(spec(name) for name in streams), config.max_skew_s)
+    return ObservationContract(
+        rate_hz, config.n_obs_steps, tuple(spec(name) for name in streams), config.max_skew_s
+    )

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,8 +36,9 @@ from decoupled_policy_ros.training.sources import (
 )
 
 
-def diffusion_loss(backbone: Backbone, conditioning: FiLMConditioning, actions: Tensor, features: Tensor,
-                   samples: int = 1) -> Tensor:
+def diffusion_loss(
+    backbone: Backbone, conditioning: FiLMConditioning, actions: Tensor, features: Tensor, samples: int = 1
+) -> Tensor:
     """Noise-prediction error of a batch; `samples` diffusion steps are drawn for each of its elements.
 
     Args:
@@ -63,14 +65,19 @@ def train_stage1(config: Stage1Config, out: Path) -> str:
     windows, provenance = load_motion_windows(config, robot)
     optimisation = _prepare(config.optimisation)
     torch.manual_seed(optimisation.seed)
-    backbone = Backbone(DPMLPBackbone(**config.backbone.model_dump()), Fingerprint.of(robot, config.rate_hz),
-                        NoiseSchedule(ScheduleConfig(config.training_steps)), config.name)
+    backbone = Backbone(
+        DPMLPBackbone(**config.backbone.model_dump()),
+        Fingerprint.of(robot, config.rate_hz),
+        NoiseSchedule(ScheduleConfig(config.training_steps)),
+        config.name,
+    )
     backbone.normaliser.fit(windows.actions)
     joint_dim = windows.joints.shape[1]
     encoder = VectorEncoder(joint_dim)
     encoder.normaliser.fit(windows.joints)
-    conditioning = FiLMConditioning(backbone.denoiser.time_width, config.backbone.horizon * joint_dim,
-                                    backbone.denoiser.modulation_shape)
+    conditioning = FiLMConditioning(
+        backbone.denoiser.time_width, config.backbone.horizon * joint_dim, backbone.denoiser.modulation_shape
+    )
     module = nn.ModuleDict({'backbone': backbone, 'encoder': encoder, 'conditioning': conditioning})
     module.to(optimisation.device)
     joints, actions, index = (torch.from_numpy(a) for a in (windows.joints, windows.actions, windows.index))
@@ -106,8 +113,14 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
     if normal or config.random_backbone:
         backbone.normaliser.fit(data.actions)
         backbone.name = f'{config.name}_{"normal" if normal else "random"}'
-    task = Task(contract_of(config, data.streams, backbone.fingerprint.rate_hz), backbone,
-                config.encoder.model_dump(), config.name, data.instruction, config.n_execute)
+    task = Task(
+        contract_of(config, data.streams, backbone.fingerprint.rate_hz),
+        backbone,
+        config.encoder.model_dump(),
+        config.name,
+        data.instruction,
+        config.n_execute,
+    )
     for name in config.vectors:
         normaliser = task.encoder.streams[name].normaliser
         assert isinstance(normaliser, VectorNormaliser)
@@ -118,37 +131,54 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
     before = weights_sha256(backbone)
     module.to(optimisation.device)
     backbone.to(optimisation.device)
-    trainer = Trainer(module, _task_loss(task, backbone, data, config), optimisation, out,
-                      _identity(config, normal=str(normal), backbone=before))
+    trainer = Trainer(
+        module,
+        _task_loss(task, backbone, data, config),
+        optimisation,
+        out,
+        _identity(config, normal=str(normal), backbone=before),
+    )
     trainer.run()
     if not normal and weights_sha256(backbone) != before:
         raise TrainingError(f'the frozen backbone changed: {before} before, {weights_sha256(backbone)} after')
     stage = 'normal' if normal else 'stage2'
     task.provenance = _provenance(stage, data.provenance, trainer)
     if backbone.sha256 is None:
-        backbone.provenance = task.provenance if normal else {'stage': 'none: random weights',
-                                                              'seed': optimisation.seed}
+        backbone.provenance = (
+            task.provenance if normal else {'stage': 'none: random weights', 'seed': optimisation.seed}
+        )
         save_backbone(out / 'backbone', backbone.cpu())
         task.backbone_name, task.backbone_sha256 = backbone.name, backbone.sha256
     sha256 = save_task(out, task.cpu(), config.storage)
-    write_report(out, stage, config, trainer, {
-        'task_sha256': sha256, 'backbone_sha256': backbone.sha256,
-        'backbone_weights_sha256': {'before': before, 'after': weights_sha256(backbone)}})
+    write_report(
+        out,
+        stage,
+        config,
+        trainer,
+        {
+            'task_sha256': sha256,
+            'backbone_sha256': backbone.sha256,
+            'backbone_weights_sha256': {'before': before, 'after': weights_sha256(backbone)},
+        },
+    )
     return sha256
 
 
 def _starting_backbone(config: Stage2Config, robot: RobotDescription, normal: bool) -> Backbone:
     if normal or config.random_backbone:
         if config.backbone is not None:
-            raise TrainingError(f'backbone {config.backbone!r} has no use in normal or random-backbone training; '
-                                'leave it out')
+            raise TrainingError(
+                f'backbone {config.backbone!r} has no use in normal or random-backbone training; leave it out'
+            )
         return Backbone(DPMLPBackbone(), Fingerprint.of(robot, 20.0))
     if config.backbone is None:
         raise TrainingError('stage2 needs `backbone`: a folder, or a name in models/backbones')
     return load_backbone(find_model('backbones', config.backbone))
 
 
-def _task_loss(task: Task, backbone: Backbone, data: DemonstrationWindows, config: Stage2Config):
+def _task_loss(
+    task: Task, backbone: Backbone, data: DemonstrationWindows, config: Stage2Config
+) -> Callable[[], Tensor]:
     device, batch_size = config.optimisation.device, config.optimisation.batch_size
 
     def loss() -> Tensor:
@@ -193,5 +223,12 @@ def _provenance(stage: str, data: dict, trainer: Trainer) -> dict:
         except importlib.metadata.PackageNotFoundError:  # run from a source tree
             versions[package] = 'not installed'
     config, last = trainer.config, trainer.losses[-100:]
-    return {'stage': stage, 'data': data, 'steps': config.steps, 'batch_size': config.batch_size, 'seed': config.seed,
-            'final_loss': round(sum(last) / len(last), 6), 'versions': versions}
+    return {
+        'stage': stage,
+        'data': data,
+        'steps': config.steps,
+        'batch_size': config.batch_size,
+        'seed': config.seed,
+        'final_loss': round(sum(last) / len(last), 6),
+        'versions': versions,
+    }

@@ -17,6 +17,7 @@ PYTEST_ARGS ?=
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install -q --prefer-binary -c $(VENV)/constraints.txt
 
 ifneq ($(ROS_DISTRO),)
 ROS_IS_SOURCED := $(shell $(PYTHON) -c 'import rclpy' 2>/dev/null && echo yes)
@@ -25,8 +26,7 @@ endif
 ifeq ($(ROS_IS_SOURCED),yes)
 SYSTEM_SITE := true
 EXTRAS := sim,train,dev
-# cv_bridge and the other compiled ROS packages need the NumPy they were built with.
-CONSTRAINT = $(PYTHON) -c 'import numpy; print("numpy==" + numpy.__version__)' > $(VENV)/constraints.txt
+CONSTRAINT = $(PYTHON) scripts/constraints.py > $(VENV)/constraints.txt
 export AMENT_PREFIX_PATH := $(VENV):$(AMENT_PREFIX_PATH)
 else
 SYSTEM_SITE := false
@@ -50,13 +50,14 @@ export MUJOCO_GL ?= egl
 venv: $(READY)
 
 $(READY): setup.py
-	@PYTHON='$(PYTHON)' scripts/system_packages.sh
+	@PYTHON='$(PYTHON)' ROS='$(if $(ROS_IS_SOURCED),$(ROS_DISTRO))' scripts/system_packages.sh
 	@grep -qs 'include-system-site-packages = $(SYSTEM_SITE)' $(VENV)/pyvenv.cfg || \
 	    $(PYTHON) -m venv --clear $(if $(filter true,$(SYSTEM_SITE)),--system-site-packages) $(VENV)
 	@touch $(VENV)/COLCON_IGNORE
 	@$(CONSTRAINT)
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q -c $(VENV)/constraints.txt $(TORCH)
-	$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e '.[$(EXTRAS)]'
+	@echo 'installing what the package needs into .venv: some minutes'
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH)
+	$(PIP) -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(READY)

@@ -50,7 +50,6 @@ setup(
     install_requires=[
         'numpy>=1.26,<2.3',
         'opencv-python',
-        'pin>=3',
         'pyarrow>=15',
         'pyyaml',
         'rich>=13',
@@ -61,8 +60,10 @@ setup(
         'tyro>=0.9',
     ],
     extras_require={
-        # ROS 2 Jazzy as wheels, for a machine without a ROS installation.
+        # What a ROS installation has (rosdep installs its Pinocchio), as wheels for a machine without one.
+        # Pinocchio's wheels ask for NumPy 2, ROS's compiled packages on Ubuntu 24.04 for NumPy 1.26.
         'ros': [
+            'pin>=3',
             'ros-jazzy-ament-index-python',
             'ros-jazzy-common-interfaces',
             'ros-jazzy-lifecycle-msgs',

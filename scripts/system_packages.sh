@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Find which system packages this machine lacks. As root on Debian or Ubuntu install them; otherwise name them
-# in one line and fail. PYTHON is the interpreter that .venv is made of.
+# in one line and fail. PYTHON is the interpreter that .venv is made of, ROS the distribution that is sourced, if any.
 set -euo pipefail
 python=${PYTHON:-python3}
 missing=()
@@ -22,6 +22,9 @@ command -v cc >/dev/null || missing+=(gcc libc6-dev)
     missing+=(python3-dev)
 # Debian and Ubuntu package venv and pip apart from Python.
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+
+# ROS's own Pinocchio fits the NumPy that ROS was built with; the one of PyPI does not.
+[ -z "${ROS:-}" ] || "$python" -c 'import pinocchio' 2>/dev/null || missing+=("ros-$ROS-pinocchio")
 
 if [ ${#missing[@]} -eq 0 ]; then
     exit 0

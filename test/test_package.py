@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import tyro
 import yaml
 from catkin_pkg.package import parse_package
 
@@ -38,8 +39,11 @@ def run(command: list[str], cwd: Path, environment: dict[str, str] | None = None
 
 def clean_environment() -> dict[str, str]:
     """The environment without the source tree on the Python path, and the marks of this process's own start."""
-    hidden = {'PYTHONPATH', '_ROS_WHEELS_BOOTSTRAP_COMPLETE', 'PYTEST_ADDOPTS', 'PYTEST_CURRENT_TEST'}
-    return {key: value for key, value in os.environ.items() if key not in hidden}
+    hidden = {'_ROS_WHEELS_BOOTSTRAP_COMPLETE', 'PYTEST_ADDOPTS', 'PYTEST_CURRENT_TEST'}
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    source = str(Path(__file__).resolve().parents[1])
+    paths = [path for path in environment.pop('PYTHONPATH', '').split(os.pathsep) if path not in ('', source)]
+    return environment | ({'PYTHONPATH': os.pathsep.join(paths)} if paths else {})
 
 
 @pytest.fixture(scope='module')
@@ -176,7 +180,7 @@ def test_pip_installs_it_into_a_prefix_of_its_own(copied_tree, tmp_path):
     run([sys.executable, '-m', 'venv', '--without-pip', str(venv)], tmp_path)
     run([*pip, '--python', str(python), 'install', '--no-deps', '--no-index', str(wheel)], tmp_path)
     # The dependencies are those of the environment that runs the tests.
-    dependencies = Path(yaml.__file__).parents[1]
+    dependencies = Path(tyro.__file__).parents[1]
     site = next(venv.glob('lib/python3*/site-packages'))
     (site / 'dependencies.pth').write_text(f'import site; site.addsitedir({str(dependencies)!r})\n')
 

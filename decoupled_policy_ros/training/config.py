@@ -94,7 +94,9 @@ class Stage2Config(_Strict):
     robot: str
     dataset: Path
     backbone: str | None = Field(default=None, description='folder or name; not used by normal training')
-    random_backbone: bool = Field(default=False, description='freeze a backbone that saw no Stage 1: the control')
+    random_backbone: bool = Field(
+        default=False, description='freeze a backbone that saw no Stage 1: the control'
+    )
     cameras: list[str] = []
     vectors: list[str] = ['proprioception']
     instruction: str | None = Field(default=None, description="the dataset's by default")
@@ -103,7 +105,9 @@ class Stage2Config(_Strict):
     max_age_s: PositiveFloat = 0.2
     max_skew_s: PositiveFloat = 0.1
     encoder: EncoderConfig = EncoderConfig()
-    noise_samples: PositiveInt = Field(default=1, description='diffusion steps drawn for each encoded observation')
+    noise_samples: PositiveInt = Field(
+        default=1, description='diffusion steps drawn for each encoded observation'
+    )
     storage: Literal['float32', 'float16'] = 'float32'
     episodes: PositiveInt | None = Field(default=None, description='use only the first so many')
     optimisation: Optimisation

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from decoupled_policy_ros.data.dataset import Dataset
 from decoupled_policy_ros.errors import TrainingError
 from decoupled_policy_ros.policy.backbone import DPMLPBackbone
 from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, save_backbone, save_task
 from decoupled_policy_ros.policy.conditioning import FiLMConditioning
 from decoupled_policy_ros.policy.diffusion import NoiseSchedule, ScheduleConfig
 from decoupled_policy_ros.policy.encoders import VectorEncoder
-from decoupled_policy_ros.policy.normalisation import VectorNormaliser
 from decoupled_policy_ros.policy.policy import Backbone, Task
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
@@ -110,70 +110,57 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
     torch.manual_seed(optimisation.seed)
     backbone = _starting_backbone(config, robot, normal)
     data = load_demonstrations(config, backbone.denoiser.horizon, robot, backbone.fingerprint.rate_hz)
-    if normal or config.random_backbone:
+    if backbone.sha256 is None:
         backbone.normaliser.fit(data.actions)
-        backbone.name = f'{config.name}_{"normal" if normal else "random"}'
-    task = Task(
-        contract_of(config, data.streams, backbone.fingerprint.rate_hz),
-        backbone,
-        config.encoder.model_dump(),
-        config.name,
-        data.instruction,
-        config.n_execute,
-    )
-    for name in config.vectors:
-        normaliser = task.encoder.streams[name].normaliser
-        assert isinstance(normaliser, VectorNormaliser)
-        normaliser.fit(data.streams[name])
-    module = nn.ModuleDict({'task': task, 'backbone': backbone}) if normal else task
-    if not normal:
-        backbone.freeze()
+    task = _new_task(config, backbone, data)
     before = weights_sha256(backbone)
+    module = nn.ModuleDict({'task': task, 'backbone': backbone}) if normal else task
     module.to(optimisation.device)
     backbone.to(optimisation.device)
-    trainer = Trainer(
-        module,
-        _task_loss(task, backbone, data, config),
-        optimisation,
-        out,
-        _identity(config, normal=str(normal), backbone=before),
-    )
+    identity = _identity(config, normal=str(normal), backbone=before)
+    trainer = Trainer(module, _task_loss(task, backbone, data, config), optimisation, out, identity)
     trainer.run()
-    if not normal and weights_sha256(backbone) != before:
-        raise TrainingError(f'the frozen backbone changed: {before} before, {weights_sha256(backbone)} after')
+    after = weights_sha256(backbone)
+    if not normal and after != before:
+        raise TrainingError(f'the frozen backbone changed: {before} before, {after} after')
     stage = 'normal' if normal else 'stage2'
     task.provenance = _provenance(stage, data.provenance, trainer)
     if backbone.sha256 is None:
-        backbone.provenance = (
-            task.provenance if normal else {'stage': 'none: random weights', 'seed': optimisation.seed}
-        )
-        save_backbone(out / 'backbone', backbone.cpu())
-        task.backbone_name, task.backbone_sha256 = backbone.name, backbone.sha256
+        random = {'stage': 'none: random weights', 'seed': optimisation.seed}
+        backbone.provenance = task.provenance if normal else random
+        task.backbone_sha256 = save_backbone(out / 'backbone', backbone.cpu())
     sha256 = save_task(out, task.cpu(), config.storage)
-    write_report(
-        out,
-        stage,
-        config,
-        trainer,
-        {
-            'task_sha256': sha256,
-            'backbone_sha256': backbone.sha256,
-            'backbone_weights_sha256': {'before': before, 'after': weights_sha256(backbone)},
-        },
-    )
+    hashes = {'before': before, 'after': after}
+    result = {'task_sha256': sha256, 'backbone_sha256': backbone.sha256, 'backbone_weights_sha256': hashes}
+    write_report(out, stage, config, trainer, result)
     return sha256
 
 
 def _starting_backbone(config: Stage2Config, robot: RobotDescription, normal: bool) -> Backbone:
-    if normal or config.random_backbone:
-        if config.backbone is not None:
-            raise TrainingError(
-                f'backbone {config.backbone!r} has no use in normal or random-backbone training; leave it out'
-            )
-        return Backbone(DPMLPBackbone(), Fingerprint.of(robot, 20.0))
-    if config.backbone is None:
-        raise TrainingError('stage2 needs `backbone`: a folder, or a name in models/backbones')
-    return load_backbone(find_model('backbones', config.backbone))
+    """The backbone to train a task on: frozen, from its file or random; or a new one that learns too."""
+    if not normal and not config.random_backbone:
+        if config.backbone is None:
+            raise TrainingError('stage2 needs `backbone`: a folder, or a name in models/backbones')
+        return load_backbone(find_model('backbones', config.backbone))
+    if config.backbone is not None:
+        raise TrainingError(
+            f'backbone {config.backbone!r} has no use in normal or random-backbone training; leave it out'
+        )
+    fingerprint = Fingerprint.of(robot, Dataset.open(config.dataset).rate_hz)
+    name = f'{config.name}_{"normal" if normal else "random"}'
+    backbone = Backbone(DPMLPBackbone(), fingerprint, name=name)
+    return backbone if normal else backbone.freeze()
+
+
+def _new_task(config: Stage2Config, backbone: Backbone, data: DemonstrationWindows) -> Task:
+    contract = contract_of(config, data.streams, backbone.fingerprint.rate_hz)
+    encoder = config.encoder.model_dump()
+    task = Task(contract, backbone, encoder, config.name, data.instruction, config.n_execute)
+    for name in config.vectors:
+        stream = task.encoder.streams[name]
+        assert isinstance(stream, VectorEncoder)
+        stream.normaliser.fit(data.streams[name])
+    return task
 
 
 def _task_loss(

@@ -16,6 +16,14 @@ ARGUMENTS = [
     DeclareLaunchArgument('task', default_value='lift', description='What to simulate: lift or stack.'),
     DeclareLaunchArgument('seed', default_value='0', description='Seed of the first episode; each reset adds one.'),
     DeclareLaunchArgument(
+        'motion',
+        default_value='',
+        description='What the arm does by itself: wander, lift_expert or stack_expert; empty: it follows commands.',
+    ),
+    DeclareLaunchArgument(
+        'publish_images', default_value='true', description='Render the cameras; a recording of motion needs none.'
+    ),
+    DeclareLaunchArgument(
         'params_file',
         default_value=PathJoinSubstitution([SHARE, 'config', 'sim_robot_node.yaml']),
         description="The simulator's other parameters.",
@@ -45,7 +53,8 @@ def generate_launch_description() -> LaunchDescription:
         output='screen',
         parameters=[
             LaunchConfiguration('params_file'),
-            {'robot': value('robot', str), 'task': value('task', str), 'seed': value('seed', int)},
+            {name: value(name, str) for name in ('robot', 'task', 'motion')},
+            {'seed': value('seed', int), 'publish_images': value('publish_images', bool)},
         ],
     )
     rviz = IncludeLaunchDescription(

@@ -1,4 +1,4 @@
-"""Print pip constraints that keep the NumPy of a sourced ROS 2: its compiled packages need the one they were built with.
+"""Print pip constraints that keep the NumPy of a sourced ROS 2, for its compiled packages need just that one.
 
 Run by the Makefile with the interpreter that ROS uses. Needs nothing but NumPy.
 """

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,9 @@ from decoupled_policy_ros.errors import InferenceError, ObservationError
 from decoupled_policy_ros.nodes.policy_statistics import Statistics
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
-from decoupled_policy_ros.runtime.engine import Engine
+
+if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
+    from decoupled_policy_ros.runtime.engine import Engine
 
 #: Longest sleep of a thread (s): both are woken by what they wait for, this is the safety net.
 IDLE_S = 0.05

@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, JumpThreshold, TimeJump
 from rclpy.clock_type import ClockType
@@ -27,6 +28,7 @@ from decoupled_policy_ros.nodes.common import (
     LATCHED,
     SENSOR,
     STATE,
+    RCLError,
     declare_settings,
     read_robot,
     read_settings,
@@ -80,6 +82,9 @@ class PolicyNode(LifecycleNode):
         any_step = {'min_forward': Duration(nanoseconds=1), 'min_backward': Duration(nanoseconds=-1)}
         threshold = JumpThreshold(**any_step, on_clock_change=True)
         self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_time_jump)
+        # rclpy raises out of the executor when the requested transition doesn't fit the state.
+        self._change_state = self._service_change_state.callback
+        self._service_change_state.callback = self._on_change_state
         self._say_state('unconfigured')
         if self.settings.autostart:
             self._autostart = self.create_timer(0.0, self._start_by_itself)
@@ -175,6 +180,17 @@ class PolicyNode(LifecycleNode):
         """Stop the threads, then the node."""
         self._release()
         super().destroy_node()
+
+    def _on_change_state(
+        self, request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        try:
+            return self._change_state(request, response)
+        except RCLError:
+            transition = request.transition.label or request.transition.id
+            self.get_logger().error(f'no transition {transition!r} from state {self.state_label!r}')
+            response.success = False
+            return response
 
     # --- what it is asked -----------------------------------------------------------------------
 

@@ -50,17 +50,19 @@ class _Expert:
         return self._expert.act(self._sim)
 
 
-def make_motion(name: str, sim: SimRobot, seed: int) -> Motion | None:
-    """Return an episode of the motion `name`, or None for the empty name.
+def check_motion(name: str, task: str) -> None:
+    """Refuse an expert whose task is not the simulated one.
 
     Raises:
-        ConfigError: an expert's task is not the simulated one.
+        ConfigError: both tasks are in the message.
     """
+    needed = name.removesuffix('_expert')
+    if name.endswith('_expert') and needed != task:
+        raise ConfigError(f'motion {name!r} needs task {needed!r}, the simulated task is {task!r}')
+
+
+def make_motion(name: str, sim: SimRobot, seed: int) -> Motion | None:
+    """Return an episode of the motion `name`, or None for the empty name."""
     if not name:
         return None
-    if name == 'wander':
-        return _Wandering(sim, seed)
-    task = name.removesuffix('_expert')
-    if task != sim.task.name:
-        raise ConfigError(f'motion {name!r} needs task {task!r}, the simulated task is {sim.task.name!r}')
-    return _Expert(sim)
+    return _Wandering(sim, seed) if name == 'wander' else _Expert(sim)

@@ -37,7 +37,7 @@ from decoupled_policy_ros.nodes.common import (
     time_message,
 )
 from decoupled_policy_ros.nodes.sim_commands import Commands
-from decoupled_policy_ros.nodes.sim_motions import MOTIONS, make_motion
+from decoupled_policy_ros.nodes.sim_motions import MOTIONS, check_motion, make_motion
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.sim.environment import TASKS, SimRobot
 
@@ -86,6 +86,7 @@ class SimRobotNode(Node):
     def __init__(self) -> None:
         super().__init__('sim_robot_node')
         settings = self.settings = declare_settings(self, SimSettings)
+        check_motion(settings.motion, settings.task)
         self.robot = load_robot(settings.robot)
         cameras = dict.fromkeys(self.robot.cameras, (settings.image_height, settings.image_width))
         overview_size = (settings.overview_height, settings.overview_width)

@@ -71,7 +71,7 @@ setup(
             'ros-jazzy-rmw-fastrtps-cpp',
         ],
         'sim': ['av>=12', 'mujoco==3.3.0', 'robosuite==1.4.1'],
-        'train': ['av>=12', 'matplotlib>=3.8'],
+        'train': ['av>=12', 'matplotlib>=3.8', 'pydantic>=2.5'],
         'language': ['sentence-transformers>=3'],
         'test': TEST,  # colcon test looks for pytest in an extra of this name
         'dev': [

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import decoupled_policy_ros
 from decoupled_policy_ros.data.dataset import Dataset
 from decoupled_policy_ros.errors import TrainingError
 from decoupled_policy_ros.policy.backbone import DPMLPBackbone
@@ -202,13 +203,8 @@ def _identity(config: Stage1Config | Stage2Config, **more: str) -> dict[str, str
 
 
 def _provenance(stage: str, data: dict, trainer: Trainer) -> dict:
-    packages = ('decoupled_policy_ros', 'torch', 'numpy', 'pin')
-    versions = {'python': platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a source tree
-            versions[package] = 'not installed'
+    versions = {'python': platform.python_version(), 'decoupled_policy_ros': decoupled_policy_ros.__version__}
+    versions |= {package: importlib.metadata.version(package) for package in ('torch', 'numpy')}
     config, last = trainer.config, trainer.losses[-100:]
     return {
         'stage': stage,

@@ -143,17 +143,21 @@ def inspect(path: Annotated[Path, tyro.conf.Positional]) -> None:
 
 
 @app.command
-def demo(out: Path = Path('out/demo'), episodes: int = 10, task: str = 'lift') -> None:
+def demo(
+    out: Path = Path('out/demo'), episodes: int = 10, task: str = 'lift', sim: str = 'lift', seed: int = 0
+) -> None:
     """Simulator and policy node as separate ROS 2 processes: episodes, a table, a video.
 
     Args:
-        out: folder for summary.json, the video and the logs.
+        out: folder for summary.json, the video, a picture and the logs.
         episodes: number of episodes.
-        task: name in models/tasks and of the simulated task.
+        task: task folder, or a name in models/tasks.
+        sim: simulated task, lift or stack.
+        seed: the first scene is that of seed + 1.
     """
     from decoupled_policy_ros.nodes.demo import run_demo
 
-    run_demo(task=task, episodes=episodes, out=out)
+    run_demo(task, episodes, out, sim, seed)
 
 
 def main() -> None:

@@ -116,6 +116,7 @@ class PolicyLoop:
     def start(self, enabled: bool) -> None:
         """Start both threads."""
         self._running = True
+        self.state = ''  # so that the state is said even if it is the one before deactivation
         self.enable(enabled)
         for target, name in ((self._work, 'policy_worker'), (self._stream, 'policy_streamer')):
             thread = threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)

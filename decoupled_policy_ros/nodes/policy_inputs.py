@@ -33,6 +33,22 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 JOINT_CAPACITY, IMAGE_CAPACITY = 2000, 64
 
 
+class JointBuffer(StreamBuffer):
+    """Joint positions as they came; turned into proprioception only where a frame is taken.
+
+    A real arm reports its joints up to a thousand times a second and a policy looks five times a second.
+    """
+
+    def __init__(self, capacity: int, proprioception: Proprioception):
+        super().__init__(capacity)
+        self._proprioception = proprioception
+
+    def at_or_before(self, stamp_ns: int) -> tuple[int, NDArray] | None:
+        """The latest sample with a stamp <= `stamp_ns`, as (its stamp, proprioception), or None."""
+        found = super().at_or_before(stamp_ns)
+        return None if found is None else (found[0], self._proprioception(found[1]))
+
+
 @dataclass
 class Stream:
     """One subscription's buffer and what has become of its messages."""
@@ -78,11 +94,7 @@ class Inputs:
         self._proprioception = Proprioception(robot, Kinematics(robot))
         sources = {spec.name: self._source(spec) for spec in contract.streams}
         self.streams = {
-            spec.name: Stream(
-                sources[spec.name][1],
-                StreamBuffer(IMAGE_CAPACITY if spec.kind == 'image' else JOINT_CAPACITY),
-            )
-            for spec in contract.streams
+            spec.name: Stream(sources[spec.name][1], self._buffer(spec)) for spec in contract.streams
         }
         self._subscriptions = [
             node.create_subscription(kind, topic, partial(self._take, self.streams[name], convert), qos)
@@ -155,14 +167,19 @@ class Inputs:
                     f'the task needs proprioception of shape {spec.shape}, robot {self._robot.name!r} has '
                     f'({self._proprioception.dim},)'
                 )
-            return JointState, self._robot.topics['joint_states'], self._proprioceive
+            return JointState, self._robot.topics['joint_states'], self._joint_positions
         raise ConfigError(
             f'the task needs the {spec.kind} stream {spec.name!r}, which no topic carries: such a task runs in '
             f'`decoupled-policy evaluate` only'
         )
 
-    def _proprioceive(self, message: JointState) -> NDArray:
-        return self._proprioception(joint_positions_from_message(message, self._robot.all_joint_names))
+    def _buffer(self, spec: StreamSpec) -> StreamBuffer:
+        if spec.kind == 'image':
+            return StreamBuffer(IMAGE_CAPACITY)
+        return JointBuffer(JOINT_CAPACITY, self._proprioception)
+
+    def _joint_positions(self, message: JointState) -> NDArray:
+        return joint_positions_from_message(message, self._robot.all_joint_names)
 
     def _take(self, stream: Stream, convert: Callable[[Any], NDArray], message: Any) -> None:
         stream.arrivals.append(time.monotonic())

@@ -217,7 +217,7 @@ def test_the_average_follows_the_weights_with_the_papers_decay(tmp_path):
 
     def recorded(step: int) -> None:
         original(step)
-        seen.append(float(module.weight))
+        seen.append(float(module.weight.detach()))
 
     trainer._step = recorded
     trainer.run()

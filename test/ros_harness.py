@@ -26,7 +26,7 @@ from std_msgs.msg import Float64
 from decoupled_policy_ros.nodes.common import LATCHED, STATE, time_ns
 
 #: Far longer than anything takes here: a test that waits this long has failed.
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0
 
 TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}
 

@@ -108,10 +108,9 @@ def _episode(client: DemoClient, film: Film, number: int, max_s: float) -> Episo
     start_wall = time.monotonic()
     seed = int(client.begin_episode(CALL_TIMEOUT_S).removeprefix('seed '))
     client.wait_until(lambda: client.cycles, 'the first chunk of an episode', CALL_TIMEOUT_S)
-    start_ns = client.now_ns
 
     def elapsed_s() -> float:
-        return (client.now_ns - start_ns) * 1e-9
+        return (client.now_ns - client.start_ns) * 1e-9
 
     def film_it() -> None:
         said = 'done' if client.succeeded else ''

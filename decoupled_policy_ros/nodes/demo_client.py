@@ -48,6 +48,7 @@ class DemoClient(Node):
         self._executor.add_node(self)
         self._check = check
         self.now_ns = 0
+        self.start_ns = 0  # stamp of the episode's first chunk
         self.succeeded = False
         self.cycles = 0
         self.holds = 0
@@ -138,7 +139,9 @@ class DemoClient(Node):
     def _on_success(self, message: Bool) -> None:
         self.succeeded = bool(message.data)
 
-    def _on_chunk(self, _message: MultiDOFJointTrajectory) -> None:
+    def _on_chunk(self, message: MultiDOFJointTrajectory) -> None:
+        if not self.cycles:
+            self.start_ns = time_ns(message.header.stamp)
         self.cycles += 1
 
     def _on_status(self, message: DiagnosticStatus) -> None:

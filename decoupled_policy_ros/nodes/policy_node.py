@@ -110,7 +110,7 @@ class PolicyNode(LifecycleNode):
         self._require_instruction(settings.instruction or self.instruction)
         engine = Engine(policy, settings.denoising_steps, settings.seed, settings.device)
         engine.warm_up()
-        self.outputs = PolicyOutputs(self, robot, self._status)
+        self.outputs = PolicyOutputs(self, robot, self._status, settings.lockstep)
         qos = STATE if settings.lockstep else SENSOR  # a lost picture would make a simulator wait in vain
         self.inputs = Inputs(self, robot, policy.contract, qos, self._on_observed)
         self.loop = PolicyLoop(

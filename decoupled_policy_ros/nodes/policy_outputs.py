@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Duration
+from builtin_interfaces.msg import Duration as DurationMessage
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 from numpy.typing import NDArray
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
 from std_msgs.msg import Float64
@@ -25,6 +26,8 @@ from decoupled_policy_ros.nodes.common import (
 from decoupled_policy_ros.nodes.policy_loop import DISABLED, FAILED, FOLLOWING
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.runtime.chunks import Chunk
+
+ACK_TIMEOUT = Duration(seconds=1)
 
 LEVELS = {FOLLOWING: DiagnosticStatus.OK, DISABLED: DiagnosticStatus.OK, FAILED: DiagnosticStatus.ERROR}
 
@@ -42,8 +45,8 @@ def status_message(
 class PolicyOutputs:
     """Publishers of an active policy; lifecycle publishers, so that they are mute unless the node is active."""
 
-    def __init__(self, node: LifecycleNode, robot: RobotDescription, status: Publisher):
-        self._node, self._robot, self._status = node, robot, status
+    def __init__(self, node: LifecycleNode, robot: RobotDescription, status: Publisher, lockstep: bool):
+        self._node, self._robot, self._status, self._lockstep = node, robot, status, lockstep
         topics = robot.topics
         self._target_pose = node.create_lifecycle_publisher(PoseStamped, topics['target_pose'], COMMAND)
         self._gripper = node.create_lifecycle_publisher(Float64, topics['gripper_command'], COMMAND)
@@ -104,6 +107,6 @@ def trajectory_message(chunk: Chunk, robot: RobotDescription) -> MultiDOFJointTr
     for i in range(chunk.first, len(chunk)):
         since_ns = chunk.stamp_ns(i) - chunk.observation_stamp_ns
         point = MultiDOFJointTrajectoryPoint(transforms=[transform_message(chunk.poses_base_ee[i])])
-        point.time_from_start = Duration(sec=since_ns // NS_PER_S, nanosec=since_ns % NS_PER_S)
+        point.time_from_start = DurationMessage(sec=since_ns // NS_PER_S, nanosec=since_ns % NS_PER_S)
         message.points.append(point)
     return message

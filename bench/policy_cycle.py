@@ -36,14 +36,14 @@ class Arguments:
         task: task folder or name.
         robot: robot description.
         cycles: measured cycles of each kind.
-        threads: CPU threads; all by default.
+        threads: CPU threads, as the policy node's parameter.
         json: write the figures here.
     """
 
     task: str = 'lift'
     robot: str = 'panda_sim'
     cycles: int = 30
-    threads: int | None = None
+    threads: int = 1
     json: Path | None = Path('docs/bench/policy_cycle.json')
 
 
@@ -122,8 +122,7 @@ def measure(arguments: Arguments) -> dict:
 
 def main(arguments: Arguments) -> None:
     """Measure, print, save."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)
     report = measure(arguments)
     table = Table(title=f'policy cycle, median ms, {report["threads"]} threads')
     for column in (

@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 PACKAGE = 'decoupled_policy_ros'
 HERE = Path(__file__).resolve().parent
 SHARED_FOLDERS = ('config', 'launch', 'models')
+NOT_INSTALLED = ('checkpoint.safetensors',)  # a training run's own, thrice the size of what it trains
 TEST = [
     'diffusers>=0.30',
     'hypothesis>=6.100',
@@ -23,13 +24,18 @@ def data_files():
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (str(share), ['package.xml', 'LICENSE']),
     ]
-    folders = [folder for name in SHARED_FOLDERS for folder in [HERE / name, *sorted((HERE / name).rglob('*'))]]
+    folders = [
+        folder for name in SHARED_FOLDERS for folder in [HERE / name, *sorted((HERE / name).rglob('*'))]
+    ]
     for folder in folders:
         if not folder.is_dir() or folder.name == '__pycache__':
             continue
-        files = [path.relative_to(HERE).as_posix() for path in sorted(folder.iterdir()) if path.is_file()]
+        files = [
+            path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in NOT_INSTALLED
+        ]
         if files:
-            pairs.append(((share / folder.relative_to(HERE)).as_posix(), files))
+            target = (share / folder.relative_to(HERE)).as_posix()
+            pairs.append((target, [path.relative_to(HERE).as_posix() for path in files]))
     return pairs
 
 

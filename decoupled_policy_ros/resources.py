@@ -52,7 +52,7 @@ def find(relative: str | os.PathLike[str]) -> Path:
         return path
     folder = path.parent
     siblings = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    valid = f"{folder} holds {', '.join(siblings)}" if siblings else f'{folder} does not exist or is empty'
+    valid = f'{folder} holds {", ".join(siblings)}' if siblings else f'{folder} does not exist or is empty'
     raise ConfigError(f"'{relative}' is not part of {share}; {valid}")
 
 

@@ -16,20 +16,32 @@ from launch_ros.substitutions import FindPackageShare
 SHARE = FindPackageShare('decoupled_policy_ros')
 
 ARGUMENTS = [
-    DeclareLaunchArgument('robot', default_value='panda_sim', description='Name in config/robots, or a YAML file.'),
-    DeclareLaunchArgument('task', default_value='lift', description='Name in models/tasks, or a task folder.'),
     DeclareLaunchArgument(
-        'backbone', default_value='', description='Name or folder of a backbone; empty: the one the task names.'
+        'robot', default_value='panda_sim', description='Name in config/robots, or a YAML file.'
+    ),
+    DeclareLaunchArgument(
+        'task', default_value='lift', description='Name in models/tasks, or a task folder.'
+    ),
+    DeclareLaunchArgument(
+        'backbone',
+        default_value='',
+        description='Name or folder of a backbone; empty: the one the task names.',
     ),
     DeclareLaunchArgument(
         'instruction', default_value='', description='Must be what the task was trained on; empty: that one.'
     ),
-    DeclareLaunchArgument('device', default_value='cpu', description='Where the network runs: cpu, cuda, cuda:1, ...'),
     DeclareLaunchArgument(
-        'autostart', default_value='true', description='Configure and activate at once; false: ros2 lifecycle does.'
+        'device', default_value='cpu', description='Where the network runs: cpu, cuda, cuda:1, ...'
     ),
     DeclareLaunchArgument(
-        'enabled', default_value='true', description='Command right after activation; false: ~/enable is waited for.'
+        'autostart',
+        default_value='true',
+        description='Configure and activate at once; false: ros2 lifecycle does.',
+    ),
+    DeclareLaunchArgument(
+        'enabled',
+        default_value='true',
+        description='Command right after activation; false: ~/enable is waited for.',
     ),
     DeclareLaunchArgument(
         'params_file',
@@ -43,12 +55,18 @@ ARGUMENTS = [
         'sim_task', default_value=LaunchConfiguration('task'), description='What to simulate: lift or stack.'
     ),
     DeclareLaunchArgument(
-        'seed', default_value='0', description="Seed of the policy's noise and of the first simulated episode."
+        'seed',
+        default_value='0',
+        description="Seed of the policy's noise and of the first simulated episode.",
     ),
     DeclareLaunchArgument(
-        'use_sim_time', default_value=LaunchConfiguration('use_sim'), description='Follow /clock, not the wall clock.'
+        'use_sim_time',
+        default_value=LaunchConfiguration('use_sim'),
+        description='Follow /clock, not the wall clock.',
     ),
-    DeclareLaunchArgument('namespace', default_value='', description='Namespace of the arm and of the policy node.'),
+    DeclareLaunchArgument(
+        'namespace', default_value='', description='Namespace of the arm and of the policy node.'
+    ),
     DeclareLaunchArgument('rviz', default_value='false', description='Start RViz with config/policy.rviz.'),
 ]
 
@@ -98,6 +116,10 @@ def generate_launch_description() -> LaunchDescription:
         rviz='false',
     )
     rviz = include(
-        'rviz.launch.py', 'rviz', robot=robot, use_sim_time=LaunchConfiguration('use_sim_time'), namespace=namespace
+        'rviz.launch.py',
+        'rviz',
+        robot=robot,
+        use_sim_time=LaunchConfiguration('use_sim_time'),
+        namespace=namespace,
     )
     return LaunchDescription([*ARGUMENTS, policy, simulator, rviz])

@@ -37,7 +37,9 @@ def rviz(context: LaunchContext) -> list[Node]:
             executable='rviz2',
             namespace=LaunchConfiguration('namespace'),
             arguments=['-d', str(config / 'policy.rviz'), '-f', description['frames']['base']],
-            parameters=[{'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'), value_type=bool)}],
+            parameters=[
+                {'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'), value_type=bool)}
+            ],
             remappings=[
                 *((f'{name}/image_raw', camera['topic']) for name, camera in description['cameras'].items()),
                 *((key, description['topics'][key]) for key in ('current_pose', 'target_pose')),

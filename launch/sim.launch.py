@@ -12,16 +12,22 @@ from launch_ros.substitutions import FindPackageShare
 SHARE = FindPackageShare('decoupled_policy_ros')
 
 ARGUMENTS = [
-    DeclareLaunchArgument('robot', default_value='panda_sim', description='Name in config/robots, or a YAML file.'),
+    DeclareLaunchArgument(
+        'robot', default_value='panda_sim', description='Name in config/robots, or a YAML file.'
+    ),
     DeclareLaunchArgument('task', default_value='lift', description='What to simulate: lift or stack.'),
-    DeclareLaunchArgument('seed', default_value='0', description='Seed of the first episode; each reset adds one.'),
+    DeclareLaunchArgument(
+        'seed', default_value='0', description='Seed of the first episode; each reset adds one.'
+    ),
     DeclareLaunchArgument(
         'motion',
         default_value='',
         description='What the arm does by itself: wander, lift_expert or stack_expert; empty: it follows commands.',
     ),
     DeclareLaunchArgument(
-        'publish_images', default_value='true', description='Render the cameras; a recording of motion needs none.'
+        'publish_images',
+        default_value='true',
+        description='Render the cameras; a recording of motion needs none.',
     ),
     DeclareLaunchArgument(
         'params_file',
@@ -59,7 +65,9 @@ def generate_launch_description() -> LaunchDescription:
     )
     rviz = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(PathJoinSubstitution([SHARE, 'launch', 'rviz.launch.py'])),
-        launch_arguments={name: LaunchConfiguration(name) for name in ('robot', 'use_sim_time', 'namespace')}.items(),
+        launch_arguments={
+            name: LaunchConfiguration(name) for name in ('robot', 'use_sim_time', 'namespace')
+        }.items(),
         condition=IfCondition(LaunchConfiguration('rviz')),
     )
     return LaunchDescription([*ARGUMENTS, simulator, rviz])

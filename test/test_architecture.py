@@ -27,7 +27,15 @@ ROOMS = {
 }
 FOUNDATION = {'errors', 'resources', '__init__'}  # anybody may import these
 
-ROS_MODULES = {'rclpy', 'rosidl_runtime_py', 'builtin_interfaces', 'std_srvs', 'launch', 'launch_ros', 'tf2_ros'}
+ROS_MODULES = {
+    'rclpy',
+    'rosidl_runtime_py',
+    'builtin_interfaces',
+    'std_srvs',
+    'launch',
+    'launch_ros',
+    'tf2_ros',
+}
 SIMULATORS = {'robosuite', 'mujoco'}
 PICKLING = {'pickle', 'cPickle', '_pickle', 'dill', 'cloudpickle', 'shelve', 'marshal', 'joblib'}
 EXECUTING_CALLS = {'eval', 'exec', 'compile', '__import__'}
@@ -88,7 +96,9 @@ def is_ros(name: str) -> bool:
 
 def own_rooms(names: set[str]) -> set[str]:
     """Rooms of this package among dotted names."""
-    return {name.split('.')[1] for name in names if name.startswith(f'{PACKAGE}.') and len(name.split('.')) > 1}
+    return {
+        name.split('.')[1] for name in names if name.startswith(f'{PACKAGE}.') and len(name.split('.')) > 1
+    }
 
 
 def dangerous(source: str) -> list[str]:
@@ -97,7 +107,9 @@ def dangerous(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] + [getattr(node, 'module', None) or '']
-            found += [f'{node.lineno}: imports {name}' for name in names if name.partition('.')[0] in PICKLING]
+            found += [
+                f'{node.lineno}: imports {name}' for name in names if name.partition('.')[0] in PICKLING
+            ]
         if not isinstance(node, ast.Call):
             continue
         function = node.func
@@ -171,7 +183,8 @@ def test_only_sim_imports_a_simulator():
     offenders = {
         str(path.relative_to(ROOT))
         for path in modules()
-        if room(path) != 'sim' and {name.partition('.')[0] for name in imports(path.read_text(), path)} & SIMULATORS
+        if room(path) != 'sim'
+        and {name.partition('.')[0] for name in imports(path.read_text(), path)} & SIMULATORS
     }
     assert offenders == set()
 
@@ -201,7 +214,9 @@ def test_modules_import_each_other_without_cycles():
     names = {module_name(path) for path in modules()}
     graph = {
         module_name(path): {
-            name for name in imports(path.read_text(), path, at_import=True) & names if name != module_name(path)
+            name
+            for name in imports(path.read_text(), path, at_import=True) & names
+            if name != module_name(path)
         }
         for path in modules()
         if path.name != '__init__.py'
@@ -220,7 +235,9 @@ def test_dangerous_lines_are_seen(line):
     assert len(dangerous(line)) == 1
 
 
-@pytest.mark.parametrize('line', ['model.eval()', 'yaml.safe_load(text)', 're.compile(text)', 'np.load(path)'])
+@pytest.mark.parametrize(
+    'line', ['model.eval()', 'yaml.safe_load(text)', 're.compile(text)', 'np.load(path)']
+)
 def test_harmless_lines_are_left_alone(line):
     assert dangerous(line) == []
 
@@ -257,7 +274,12 @@ def imported_by(target: str) -> set[str]:
     """Top-level modules that a fresh Python has after importing `target`: the truth, lazy imports included."""
     code = f'import sys, {target}; print(*sorted({{name.partition(".")[0] for name in sys.modules}}))'
     result = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, check=True, env=dict(os.environ), timeout=120
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ),
+        timeout=120,
     )
     return set(result.stdout.split())
 

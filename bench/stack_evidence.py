@@ -38,6 +38,7 @@ class Arguments:
         threads: CPU threads of training.
         workers: processes of evaluation.
         recipes: which of normal, decoupled, random-frozen.
+        seeds: training seeds.
     """
 
     out: Path = Path('out/evidence')
@@ -45,6 +46,7 @@ class Arguments:
     threads: int | None = None
     workers: int | None = None
     recipes: tuple[str, ...] = tuple(RECIPES)
+    seeds: tuple[int, ...] = SEEDS
 
 
 def run_cell(recipe: str, seed: int, arguments: Arguments) -> dict:
@@ -111,7 +113,7 @@ def table(cells: list[dict]) -> str:
 def main(arguments: Arguments) -> None:
     """Run all cells, seed by seed, and write the table after each."""
     docs, cells = ROOT / 'docs' / 'evidence', []
-    for seed in SEEDS:
+    for seed in arguments.seeds:
         for recipe in arguments.recipes:
             cells.append(run_cell(recipe, seed, arguments))
             docs.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,12 @@
 # make demo     simulator and policy node as separate processes, 10 Lift episodes; out/demo/summary.json and a video
 # make test     all tests; PYTEST_ARGS='-m "not sim"' and the like choose
 # make bench    one policy cycle by stage, beside the same cycle computed naively
+# make evidence Stack from state: normal, decoupled, random-frozen, three seeds; the table in docs/evidence
 # make lint     ruff and mypy
 #
 # Where a ROS 2 is sourced and PYTHON imports its rclpy, .venv is laid over it and no ROS wheels are installed.
 # Otherwise PyPI's ROS 2 wheels are, and nothing of ROS has to be there.
 # TORCH is what pip gets for PyTorch when there is none; with an NVIDIA card: make TORCH=torch.
-# On other Linux machines a wheel without CUDA is far smaller: TORCH='torch==2.13.0+cpu --extra-index-url ...'.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -45,7 +45,7 @@ unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 export MUJOCO_GL ?= egl
 
-.PHONY: venv demo test bench lint clean
+.PHONY: venv demo test bench evidence lint clean
 
 venv: $(READY)
 
@@ -68,6 +68,11 @@ test: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python bench/policy_cycle.py
+
+# Hours on two cores; interrupt it and run it again as you like.
+evidence: $(READY)
+	@test -d out/demos/stack || $(BIN)/decoupled-policy demos --task stack --episodes 200 --out out/demos/stack
+	@$(BIN)/python bench/stack_evidence.py
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ import rclpy
 from rich.console import Console
 from rich.table import Table
 
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.nodes.demo_client import POLICY, SIMULATOR, DemoClient, DemoError
 from decoupled_policy_ros.nodes.demo_film import Film, compose
 from decoupled_policy_ros.robot.description import load_robot
@@ -94,9 +94,7 @@ def run_demo(
         diagnostics = client.diagnostics(CALL_TIMEOUT_S)
         client.destroy_node()
     summary = _summary(task, sim, results, diagnostics)
-    partial = out / 'summary.json.part'
-    partial.write_text(json.dumps(summary, indent=1) + '\n')
-    os.replace(partial, out / 'summary.json')
+    write_json(out / 'summary.json', summary)
     console.print(_table(summary))
     console.print(
         f'{out}: summary.json, {film.video.name}, {film.picture.name}, logs', highlight=False, soft_wrap=True

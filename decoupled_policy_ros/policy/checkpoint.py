@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from decoupled_policy_ros.errors import CheckpointError, ConfigError
+from decoupled_policy_ros.files import write_json, write_whole
 from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.policy.backbone import BACKBONES
 from decoupled_policy_ros.policy.conditioning import CONDITIONINGS
@@ -197,15 +197,9 @@ def _write(folder: Path, kind: str, header: dict[str, Any], state: dict[str, Ten
         'weights_sha256': hashlib.sha256(data).hexdigest(),
     }
     header['sha256'] = _identity(header)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Nothing half-written ever has a final name; a pair torn between the two renames fails its hash.
-    for path, content in (
-        (folder / f'{kind}.safetensors', data),
-        (folder / f'{kind}.json', (json.dumps(header, indent=2) + '\n').encode()),
-    ):
-        partial = path.with_name(path.name + '.part')
-        partial.write_bytes(content)
-        os.replace(partial, path)
+    # A pair that is torn between these two lines fails its hash.
+    write_whole(folder / f'{kind}.safetensors', data)
+    write_json(folder / f'{kind}.json', header, indent=2)
     return header['sha256']
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from decoupled_policy_ros.data.video import VideoWriter
 from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.observation.sampler import Sampler
@@ -196,10 +196,7 @@ def evaluate(
         'results': [asdict(r) for r in results],
     }
     if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        partial = json_path.with_name(f'{json_path.name}.part')
-        partial.write_text(json.dumps(report, indent=1) + '\n')
-        os.replace(partial, json_path)
+        write_json(json_path, report)
     return report
 
 

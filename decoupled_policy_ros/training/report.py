@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from pydantic import BaseModel
 
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.training.loop import Trainer
 
 matplotlib.use('Agg')  # files only: a training machine has no display
@@ -26,9 +25,7 @@ def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, res
         'trained_parameters': sum(p.numel() for p in trainer.parameters),
         'losses': [float(f'{loss:.6g}') for loss in trainer.losses],
     }
-    partial = out / 'run.json.part'
-    partial.write_text(json.dumps(run) + '\n')
-    os.replace(partial, out / 'run.json')
+    write_json(out / 'run.json', run, indent=None)
     losses = np.array(trainer.losses)
     window = max(1, len(losses) // 100)
     smooth = np.convolve(losses, np.ones(window) / window, 'valid')

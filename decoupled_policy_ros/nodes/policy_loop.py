@@ -15,13 +15,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decoupled_policy_ros.errors import InferenceError, ObservationError
+from decoupled_policy_ros.nodes.policy_states import (
+    DISABLED,
+    FAILED,
+    FOLLOWING,
+    HOLDING,
+    WAITING,
+    LoopSettings,
+    Outputs,
+)
 from decoupled_policy_ros.nodes.policy_statistics import Statistics
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
@@ -31,34 +39,6 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there bef
 
 #: Longest sleep of a thread (s): both are woken by what they wait for, this is the safety net.
 IDLE_S = 0.05
-
-DISABLED, WAITING, FOLLOWING, HOLDING, FAILED = 'disabled', 'waiting', 'following', 'holding', 'failed'
-
-
-class Outputs(Protocol):
-    """Where commands go."""
-
-    def publish_command(self, pose_base_ee: NDArray[np.float64], stamp_ns: int) -> None:
-        """Send a target pose (4, 4)."""
-
-    def publish_gripper(self, state: str) -> None:
-        """Send the gripper to 'open' or 'closed'."""
-
-    def publish_chunk(self, chunk: Chunk) -> None:
-        """Show the whole chunk."""
-
-    def publish_state(self, state: str, reason: str) -> None:
-        """Tell what the policy is doing, and why."""
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How commands are streamed."""
-
-    lockstep: bool
-    control_rate_hz: float
-    gripper_hysteresis: float
-    seed: int
 
 
 class PolicyLoop:

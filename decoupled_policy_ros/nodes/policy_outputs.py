@@ -23,7 +23,7 @@ from decoupled_policy_ros.nodes.common import (
     time_message,
     transform_message,
 )
-from decoupled_policy_ros.nodes.policy_loop import DISABLED, FAILED, FOLLOWING
+from decoupled_policy_ros.nodes.policy_states import DISABLED, FAILED, FOLLOWING
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.runtime.chunks import Chunk
 

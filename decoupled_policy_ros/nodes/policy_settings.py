@@ -21,7 +21,9 @@ class PolicySettings:
     instruction: str = _parameter('', 'must be the instruction that the task was trained on; empty: that one')
     device: str = _parameter('cpu', "where the network runs: 'cpu', 'cuda', 'cuda:1', ...")
     threads: int = _parameter(
-        1, 'CPU threads of the network; 0: one per core, for a machine with nothing else to do', integer=(0, 256)
+        1,
+        'CPU threads of the network; 0: one per core, for a machine with nothing else to do',
+        integer=(0, 256),
     )
     denoising_steps: int = _parameter(10, 'DDIM steps of a chunk', integer=(1, 1000))
     seed: int = _parameter(0, 'of the noise, begun anew at each enable', integer=(0, 2**31))

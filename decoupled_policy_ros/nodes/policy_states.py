@@ -1,0 +1,39 @@
+"""What the policy's loop can be doing, how it streams, and to whom it speaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoupled_policy_ros.runtime.chunks import Chunk
+
+DISABLED, WAITING, FOLLOWING, HOLDING, FAILED = 'disabled', 'waiting', 'following', 'holding', 'failed'
+
+
+class Outputs(Protocol):
+    """Where commands go."""
+
+    def publish_command(self, pose_base_ee: NDArray[np.float64], stamp_ns: int) -> None:
+        """Send a target pose (4, 4)."""
+
+    def publish_gripper(self, state: str) -> None:
+        """Send the gripper to 'open' or 'closed'."""
+
+    def publish_chunk(self, chunk: Chunk) -> None:
+        """Show the whole chunk."""
+
+    def publish_state(self, state: str, reason: str) -> None:
+        """Tell what the policy is doing, and why."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How commands are streamed."""
+
+    lockstep: bool
+    control_rate_hz: float
+    gripper_hysteresis: float
+    seed: int

@@ -25,7 +25,7 @@ ROOMS = {
     'training': {'robot', 'observation', 'policy', 'runtime', 'data', 'sim'},
     'nodes': {'robot', 'observation', 'policy', 'runtime', 'data', 'sim'},
 }
-FOUNDATION = {'errors', 'resources', '__init__'}  # anybody may import these
+FOUNDATION = {'errors', 'files', 'resources', '__init__'}  # anybody may import these
 
 ROS_MODULES = {
     'rclpy',

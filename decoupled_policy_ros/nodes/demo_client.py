@@ -20,9 +20,9 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from decoupled_policy_ros.errors import DecoupledPolicyError
 from decoupled_policy_ros.nodes.common import LATCHED, STATE, time_ns
-from decoupled_policy_ros.nodes.policy_states import HOLDING
 from decoupled_policy_ros.observation.messages import image_to_array
 from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.runtime.states import HOLDING
 
 T = TypeVar('T')
 

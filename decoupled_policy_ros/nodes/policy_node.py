@@ -35,11 +35,11 @@ from decoupled_policy_ros.nodes.common import (
     spin_main,
 )
 from decoupled_policy_ros.nodes.policy_inputs import Inputs
-from decoupled_policy_ros.nodes.policy_loop import PolicyLoop
 from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs, status_message
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings
-from decoupled_policy_ros.nodes.policy_states import LoopSettings
 from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.runtime.loop import PolicyLoop
+from decoupled_policy_ros.runtime.states import LoopSettings
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 ERROR = TransitionCallbackReturn.ERROR

@@ -23,9 +23,9 @@ from decoupled_policy_ros.nodes.common import (
     time_message,
     transform_message,
 )
-from decoupled_policy_ros.nodes.policy_states import DISABLED, FAILED, FOLLOWING
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.runtime.chunks import Chunk
+from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING
 
 ACK_TIMEOUT = Duration(seconds=1)
 

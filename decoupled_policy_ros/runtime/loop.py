@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoupled_policy_ros.errors import InferenceError, ObservationError
-from decoupled_policy_ros.nodes.policy_states import (
+from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
+from decoupled_policy_ros.runtime.states import (
     DISABLED,
     FAILED,
     FOLLOWING,
@@ -30,9 +32,7 @@ from decoupled_policy_ros.nodes.policy_states import (
     LoopSettings,
     Outputs,
 )
-from decoupled_policy_ros.nodes.policy_statistics import Statistics
-from decoupled_policy_ros.observation.sampler import Sampler
-from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
+from decoupled_policy_ros.runtime.statistics import Statistics
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
     from decoupled_policy_ros.runtime.engine import Engine

@@ -43,7 +43,9 @@ setup(
     name=PACKAGE,
     version='0.1.0',
     description='Decoupled visuomotor policies for ROS 2 arms: one frozen action backbone, small task files.',
-    long_description=(HERE / 'README.md').read_text() if (HERE / 'README.md').is_file() else '',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8')
+    if (HERE / 'README.md').is_file()
+    else '',
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     maintainer='decoupled_policy_ros maintainers',

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from decoupled_policy_ros.data import lerobot_layout as layout
 from decoupled_policy_ros.errors import DatasetError
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.robot.poses import ACTION_DIM, ROTATION_CONVENTION
@@ -170,8 +170,8 @@ class DatasetWriter:
 
     def _write_metadata(self) -> None:
         total = {key: layout.merge_statistics([s[key] for s in self._statistics]) for key in self.features}
-        _write_json(self._partial / layout.STATS_PATH, _to_lists(total))
-        _write_json(self._partial / layout.INFO_PATH, self._info())
+        write_json(self._partial / layout.STATS_PATH, _to_lists(total), indent=2)
+        write_json(self._partial / layout.INFO_PATH, self._info(), indent=2)
         pq.write_table(layout.tasks_table(list(self._tasks)), self._partial / layout.TASKS_PATH)
         rows = [
             episode
@@ -267,10 +267,6 @@ def _checked_frames(
             )
         arrays[name] = array.astype(np.float32)
     return arrays
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + '\n')
 
 
 def _to_lists(value: Any) -> Any:

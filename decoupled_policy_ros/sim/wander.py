@@ -2,9 +2,7 @@
 
 It looks at nothing and knows of no object. Two kinds of leg alternate at random: free ones, to a random pose with
 a random heading and some tilt, and dips, straight down somewhere over the table, the gripper opening or closing,
-and straight up again. Each leg is a minimum-jerk path (Flash and Hogan, 1985),
-
-    s(u) = 10 u^3 - 15 u^4 + 6 u^5,    u = time / duration in [0, 1].
+and straight up again. Each leg is a minimum-jerk path (`data.motion_synthesis`).
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from decoupled_policy_ros.data.motion_synthesis import minimum_jerk
 from decoupled_policy_ros.robot import poses
 from decoupled_policy_ros.robot.description import RobotDescription
 
@@ -95,8 +94,8 @@ class Wander:
         angle_rad = Rotation.from_matrix(start[:3, :3].T @ goal[:3, :3]).magnitude()
         duration_s = max(distance_m / self._rng.uniform(*SPEED_M_S), angle_rad / ANGULAR_SPEED_RAD_S, 0.3)
         steps = max(2, round(duration_s * self._rate_hz))
-        for u in np.arange(1, steps + 1) / steps:
-            self._pose = poses.interpolate(start, goal, u**3 * (10 - 15 * u + 6 * u**2))
+        for share in minimum_jerk(np.arange(1, steps + 1) / steps):
+            self._pose = poses.interpolate(start, goal, share)
             yield self._pose, self._gripper
 
     def _random_pose(self, max_tilt_rad: float) -> Array:

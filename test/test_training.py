@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from decoupled_policy_ros.data.dataset import DatasetWriter
+from decoupled_policy_ros.data.motion_recorder import MotionRecorder, MotionSettings
 from decoupled_policy_ros.data.motions import synth_motions
 from decoupled_policy_ros.errors import ConfigError, DatasetError, TrainingError
 from decoupled_policy_ros.observation.proprioception import Proprioception
@@ -24,6 +25,7 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.training import stages
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, load_config
 from decoupled_policy_ros.training.loop import Trainer, ema_decay, learning_rate
+from decoupled_policy_ros.training.sources import load_motion_windows
 
 SMALL = {'width': 32, 'hidden': 64, 'blocks': 2, 'time_width': 16}
 LOOP = {'steps': 6, 'batch_size': 4, 'warmup_steps': 2, 'checkpoint_every': 2, 'threads': 1}
@@ -113,6 +115,39 @@ def test_stage1_learns_from_demonstrations_too(demonstrations, tmp_path):
     )
     stages.train_stage1(config, tmp_path)
     assert np.mean(losses(tmp_path)[-20:]) < 0.7 * np.mean(losses(tmp_path)[:20])
+
+
+def record(folder: Path, rate_hz: float, max_gap_s: float = 10.0) -> Path:
+    """Six seconds of a moving arm whose joint states come at this rate, as the recorder keeps them."""
+    robot = load_robot('panda_sim')
+    time_s = np.arange(0, 6, 1 / rate_hz)
+    joints = np.tile(np.append(robot.home_rad, -1.0), (len(time_s), 1))
+    joints[:, 0] += 0.2 * np.sin(time_s)
+    recorder = MotionRecorder(folder, robot, MotionSettings(max_gap_s=max_gap_s))
+    recorder.push((time_s * 1e9).astype(np.int64), joints)
+    recorder.finish()
+    return folder
+
+
+def recorded_config(folder: Path) -> Stage1Config:
+    return Stage1Config.model_validate(
+        {'name': 'b', 'robot': 'panda_sim', 'sources': [{'recorded': str(folder)}], 'optimisation': LOOP}
+    )
+
+
+def test_what_the_recorder_joins_into_one_motion_training_does_not_cut(tmp_path):
+    folder = record(tmp_path, 7.0, MotionSettings().max_gap_s)
+    windows, (provenance,) = load_motion_windows(recorded_config(folder), load_robot('panda_sim'))
+    assert provenance['motions'] == 1
+    assert 90 < len(windows.actions) <= 120
+
+
+def test_recordings_without_a_usable_piece_are_refused_with_the_reason(tmp_path):
+    folder = record(tmp_path, 5.0)
+    with pytest.raises(
+        DatasetError, match=r'samples are 0\.2 s apart.* no two samples are more than 0\.15 s apart'
+    ):
+        load_motion_windows(recorded_config(folder), load_robot('panda_sim'))
 
 
 def test_stage2_trains_the_task_and_leaves_every_byte_of_the_backbone(demonstrations, backbone, tmp_path):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from decoupled_policy_ros.data.kinematic_residual import ResidualStatistics, pose_residuals
 from decoupled_policy_ros.data.motion_files import SUFFIX, MotionWriter
-from decoupled_policy_ros.data.motions import AS_RECORDED_HZ, motion_actions
+from decoupled_policy_ros.data.motions import AS_RECORDED_HZ, MAX_GAP_S, motion_actions
 from decoupled_policy_ros.errors import ConfigError, DatasetError
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
@@ -45,7 +45,7 @@ class MotionSettings:
     idle_gripper_speed: float = 0.05  # of the gripper's [-1, 1], per second
     idle_time_s: float = 0.5
     min_motion_s: float = 0.5
-    max_gap_s: float = 0.15
+    max_gap_s: float = MAX_GAP_S
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -25,11 +25,12 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.robot.poses import action_from_pose
 
 __all__ = [
-    'AS_RECORDED_HZ', 'Motion', 'MotionWriter', 'Recovery', 'demonstration_motions', 'motion_actions',
+    'AS_RECORDED_HZ', 'MAX_GAP_S', 'Motion', 'MotionWriter', 'Recovery', 'demonstration_motions', 'motion_actions',
     'read_motions', 'resample', 'synth_motions',
 ]  # fmt: skip
 
 AS_RECORDED_HZ = 0.0  # the fingerprint's rate of a motion whose samples came at no fixed rate
+MAX_GAP_S = 0.15  # between two samples of one motion: recorded and resampled alike
 
 _NS = 1_000_000_000
 
@@ -81,7 +82,7 @@ def _read_motion(path: Path) -> Motion:
     return Motion(table['stamp_ns'].to_numpy(), joints, actions, fingerprint, summary)
 
 
-def resample(motion: Motion, rate_hz: float, max_gap_s: float = 0.1) -> list[Motion]:
+def resample(motion: Motion, rate_hz: float, max_gap_s: float = MAX_GAP_S) -> list[Motion]:
     """Samples at a fixed rate: at each time the latest sample at or before it, never one made up.
 
     Where two samples are further apart than `max_gap_s` the motion is cut in two. Pieces of fewer than

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from decoupled_policy_ros.data.dataset import Dataset
 from decoupled_policy_ros.data.motions import (
+    MAX_GAP_S,
     Motion,
     demonstration_motions,
     read_motions,
@@ -44,7 +46,7 @@ def load_motion_windows(config: Stage1Config, robot: RobotDescription) -> tuple[
     """All windows of a Stage 1 configuration, and what they came from.
 
     Raises:
-        DatasetError: a source is empty or of another arm.
+        DatasetError: a source is empty, or its samples are too far apart.
         FingerprintMismatch: a source's kinematics differ from the robot's.
     """
     motions, provenance = [], []
@@ -52,8 +54,6 @@ def load_motion_windows(config: Stage1Config, robot: RobotDescription) -> tuple[
         found = _motions_of(source, robot, config)
         motions += found
         frames = sum(len(motion.actions) for motion in found)
-        if not frames:
-            raise DatasetError(f'no motion in {source.model_dump(exclude_none=True, mode="json")}')
         provenance.append(
             {**source.model_dump(exclude_none=True, mode='json'), 'motions': len(found), 'frames': frames}
         )
@@ -71,9 +71,7 @@ def _motions_of(source: MotionSource, robot: RobotDescription, config: Stage1Con
         motions = list(demonstration_motions(Dataset.open(source.demonstrations), robot))
     else:
         assert source.recorded is not None  # a source has exactly one of the three
-        motions = [
-            piece for motion in read_motions(source.recorded) for piece in resample(motion, config.rate_hz)
-        ]
+        motions = _recorded_motions(source.recorded, config.rate_hz)
     expected = Fingerprint.of(robot, config.rate_hz)
     for motion in motions:
         motion.fingerprint.require_equal(
@@ -82,6 +80,19 @@ def _motions_of(source: MotionSource, robot: RobotDescription, config: Stage1Con
             other_what=f'robot {robot.name!r} at {config.rate_hz} Hz',
         )
     return motions
+
+
+def _recorded_motions(folder: Path, rate_hz: float) -> list[Motion]:
+    recorded = read_motions(folder)
+    pieces = [piece for motion in recorded for piece in resample(motion, rate_hz)]
+    if not pieces:
+        gaps_s = np.concatenate([np.diff(motion.stamps_ns) for motion in recorded]) / 1e9
+        between = f'their samples are {np.median(gaps_s):.3g} s apart' if len(gaps_s) else 'single samples'
+        raise DatasetError(
+            f'no motion in {folder} can be used at {rate_hz:g} Hz: {len(recorded)} recorded, {between}; needed are '
+            f'pieces of at least {1 / rate_hz:.3g} s in which no two samples are more than {MAX_GAP_S} s apart'
+        )
+    return pieces
 
 
 @dataclass

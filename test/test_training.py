@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from decoupled_policy_ros.data.dataset import DatasetWriter
+from decoupled_policy_ros.data.dataset import Dataset, DatasetWriter
 from decoupled_policy_ros.data.motion_recorder import MotionRecorder, MotionSettings
 from decoupled_policy_ros.data.motions import synth_motions
-from decoupled_policy_ros.errors import ConfigError, DatasetError, TrainingError
+from decoupled_policy_ros.errors import ConfigError, DatasetError, FingerprintMismatch, TrainingError
 from decoupled_policy_ros.observation.proprioception import Proprioception
-from decoupled_policy_ros.policy import checkpoint, load_backbone, load_policy
+from decoupled_policy_ros.policy import checkpoint, load_backbone, load_policy, save_backbone
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.training import stages
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, load_config
 from decoupled_policy_ros.training.loop import Trainer, ema_decay, learning_rate
-from decoupled_policy_ros.training.sources import load_motion_windows
+from decoupled_policy_ros.training.sources import load_demonstrations, load_motion_windows
 
 SMALL = {'width': 32, 'hidden': 64, 'blocks': 2, 'time_width': 16}
 LOOP = {'steps': 6, 'batch_size': 4, 'warmup_steps': 2, 'checkpoint_every': 2, 'threads': 1}
@@ -233,6 +233,41 @@ def test_a_damaged_checkpoint_is_named(demonstrations, backbone, tmp_path):
 def test_a_dataset_without_the_camera_is_refused(demonstrations, backbone, tmp_path):
     with pytest.raises(DatasetError, match='overhead'):
         stages.train_task(task_config(demonstrations, backbone, cameras=['overhead']), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('robot', 'rate_hz', 'values'),
+    [('fr3', 20.0, ('panda_base', 'fr3_link0')), ('panda_sim', 10.0, ('has 20.0', 'has 10.0'))],
+    ids=['arm', 'rate'],
+)
+def test_a_dataset_of_another_arm_or_rate_is_refused_with_both_values(demonstrations, robot, rate_hz, values):
+    with pytest.raises(FingerprintMismatch) as caught:
+        load_demonstrations(task_config(demonstrations, None), 16, load_robot(robot), rate_hz)
+    for value in (str(demonstrations), *values):
+        assert value in str(caught.value)
+
+
+def test_a_backbone_of_another_arm_is_refused_before_training(demonstrations, backbone, tmp_path):
+    with pytest.raises(FingerprintMismatch, match=r"backbone 'small'.*robot 'fr3'"):
+        stages.train_task(task_config(demonstrations, backbone, robot='fr3'), tmp_path)
+
+
+@pytest.mark.parametrize('beyond_m', [-0.0015, 0.0015], ids=['below', 'above'])
+def test_demonstrations_outside_the_backbones_range_are_refused(demonstrations, backbone, tmp_path, beyond_m):
+    """Sampling clips to the range, so a policy could never go where these demonstrations go."""
+    loaded, actions = load_backbone(backbone), Dataset.open(demonstrations).column('action')
+    row = actions[:, 1].argmin() if beyond_m < 0 else actions[:, 1].argmax()
+    corners = np.zeros((2, 10))
+    corners[:, :3] = actions[:, :3].min(0), actions[:, :3].max(0)
+    corners[0 if beyond_m < 0 else 1, 1] -= beyond_m
+    loaded.normaliser.fit(corners)
+    save_backbone(tmp_path / 'narrow', loaded)
+    with pytest.raises(TrainingError, match=rf'y [^,]*{actions[row, 1]:.3f}.*can express'):
+        stages.train_task(task_config(demonstrations, tmp_path / 'narrow'), tmp_path / 'task')
+    corners[0 if beyond_m < 0 else 1, 1] += beyond_m / 2
+    loaded.normaliser.fit(corners)
+    save_backbone(tmp_path / 'narrow', loaded)
+    stages.train_task(task_config(demonstrations, tmp_path / 'narrow'), tmp_path / 'task')
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

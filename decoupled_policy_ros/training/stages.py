@@ -26,6 +26,7 @@ from decoupled_policy_ros.policy.encoders import VectorEncoder
 from decoupled_policy_ros.policy.policy import Backbone, Task
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
+from decoupled_policy_ros.robot.poses import POSITION
 from decoupled_policy_ros.training.config import Optimisation, Stage1Config, Stage2Config
 from decoupled_policy_ros.training.loop import Trainer
 from decoupled_policy_ros.training.report import write_report
@@ -35,6 +36,8 @@ from decoupled_policy_ros.training.sources import (
     load_demonstrations,
     load_motion_windows,
 )
+
+RANGE_TOLERANCE_M = 1e-3
 
 
 def diffusion_loss(
@@ -104,7 +107,9 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
         `out`/backbone.
 
     Raises:
-        TrainingError: the frozen backbone's bytes changed, or none was named.
+        TrainingError: the frozen backbone's bytes changed, none was named, or a demonstration was commanded to
+            positions that it can't express.
+        FingerprintMismatch: backbone, dataset and robot differ in kinematics or rate.
     """
     robot = load_robot(config.robot)
     optimisation = _prepare(config.optimisation)
@@ -113,6 +118,7 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
     data = load_demonstrations(config, backbone.denoiser.horizon, robot, backbone.fingerprint.rate_hz)
     if backbone.sha256 is None:
         backbone.normaliser.fit(data.actions)
+    _require_within_reach(backbone, data.actions, config)
     task = _new_task(config, backbone, data)
     before = weights_sha256(backbone)
     module = nn.ModuleDict({'task': task, 'backbone': backbone}) if normal else task
@@ -142,7 +148,13 @@ def _starting_backbone(config: Stage2Config, robot: RobotDescription, normal: bo
     if not normal and not config.random_backbone:
         if config.backbone is None:
             raise TrainingError('stage2 needs `backbone`: a folder, or a name in models/backbones')
-        return load_backbone(find_model('backbones', config.backbone))
+        backbone = load_backbone(find_model('backbones', config.backbone))
+        backbone.fingerprint.require_equal(
+            Fingerprint.of(robot, backbone.fingerprint.rate_hz),
+            what=f'backbone {backbone.name!r}',
+            other_what=f'robot {robot.name!r}',
+        )
+        return backbone
     if config.backbone is not None:
         raise TrainingError(
             f'backbone {config.backbone!r} has no use in normal or random-backbone training; leave it out'
@@ -151,6 +163,23 @@ def _starting_backbone(config: Stage2Config, robot: RobotDescription, normal: bo
     name = f'{config.name}_{"normal" if normal else "random"}'
     backbone = Backbone(DPMLPBackbone(), fingerprint, name=name)
     return backbone if normal else backbone.freeze()
+
+
+def _require_within_reach(backbone: Backbone, actions: Tensor, config: Stage2Config) -> None:
+    """Sampling clips to the backbone's position range: what lies outside could be learned, but not done."""
+    lower_m, upper_m = map(torch.tensor, backbone.normaliser.position_range_m)
+    low_m, high_m = actions[:, POSITION].amin(0), actions[:, POSITION].amax(0)
+    if (low_m < lower_m - RANGE_TOLERANCE_M).any() or (high_m > upper_m + RANGE_TOLERANCE_M).any():
+        demonstrated, known = (
+            ', '.join(
+                f'{axis} {low:.3f}..{high:.3f}' for axis, low, high in zip('xyz', lows, highs, strict=True)
+            )
+            for lows, highs in ((low_m.tolist(), high_m.tolist()), (lower_m.tolist(), upper_m.tolist()))
+        )
+        raise TrainingError(
+            f'{config.dataset} commands positions of {demonstrated} m, outside the {known} m that backbone '
+            f'{backbone.name!r} can express; train the backbone on motion that covers them'
+        )
 
 
 def _new_task(config: Stage2Config, backbone: Backbone, data: DemonstrationWindows) -> Task:

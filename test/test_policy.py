@@ -108,6 +108,20 @@ def test_ddpm_and_forward_noise_equal_diffusers():
         torch.testing.assert_close(x, reference, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_the_noise_schedule_stays_float32_whatever_the_network_is(small_backbone, dtype):
+    """In bfloat16 the late steps' noise would vanish in rounding."""
+    x_0, eps, k = torch.randn(100, 16, 10), torch.randn(100, 16, 10), torch.arange(100)
+    x_k, x_previous = NoiseSchedule().add_noise(x_0, eps, k), NoiseSchedule().ddim_step(eps, x_0, 10, 0)
+    schedule = small_backbone.to(dtype).schedule
+    with torch.autocast('cpu', torch.bfloat16):
+        actual = schedule.add_noise(x_0, eps, k), schedule.ddim_step(eps, x_0, 10, 0)
+    assert schedule.alpha_bar.dtype == torch.float32
+    for ours, wanted in zip(actual, (x_k, x_previous), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, wanted)
+
+
 @pytest.mark.parametrize('count', [0, 101, -1])
 def test_denoising_steps_out_of_range_are_refused(count):
     with pytest.raises(ConfigError, match=rf'1\.\.100.*{count}'):

@@ -139,6 +139,23 @@ def test_a_name_that_is_no_model_lists_what_there_is():
         load_policy('no_such_task', load_robot('panda_sim'))
 
 
+def test_a_backbone_given_as_a_task_is_named_as_such(small_policy_folders):
+    for backbone in (None, small_policy_folders[0]):
+        with pytest.raises(CheckpointError, match=r'small is a backbone; .* task\.json'):
+            load_policy(small_policy_folders[0], load_robot('panda_sim'), backbone)
+
+
+def test_a_task_takes_the_backbone_in_its_own_folder_first(small_policy_folders, small_backbone):
+    """As normal training leaves it; the one beside has the same name and other weights."""
+    beside, task = small_policy_folders
+    beside.rename(task / 'backbone')
+    with torch.no_grad():
+        small_backbone.denoiser.head.bias += 1
+    save_backbone(beside, small_backbone)
+    policy = load_policy(task, load_robot('panda_sim'))
+    assert policy.backbone.sha256 == json.loads((task / 'backbone' / 'backbone.json').read_text())['sha256']
+
+
 def test_a_task_can_only_be_saved_over_a_saved_backbone(small_policy, tmp_path):
     small_policy.task.backbone_sha256 = None
     with pytest.raises(CheckpointError, match='only after its backbone was'):

@@ -186,7 +186,7 @@ def test_a_backbone_without_stage1_is_written_beside_its_task(demonstrations, tm
     monkeypatch.setattr(stages, 'DPMLPBackbone', lambda: checkpoint.BACKBONES['dp_mlp'](**SMALL))
     config = task_config(demonstrations, None, random_backbone=not normal)
     stages.train_task(config, tmp_path, normal=normal)
-    policy = load_policy(tmp_path, load_robot('panda_sim'), tmp_path / 'backbone')
+    policy = load_policy(tmp_path, load_robot('panda_sim'))
     trained = json.loads((tmp_path / 'run.json').read_text())['trained_parameters']
     sizes = [sum(p.numel() for p in module.parameters()) for module in (policy.task, policy.backbone)]
     assert trained == (sum(sizes) if normal else sizes[0])

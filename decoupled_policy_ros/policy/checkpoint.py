@@ -149,18 +149,31 @@ def load_policy(task: Path | str, robot: RobotDescription, backbone: Path | str 
 
     Args:
         task: folder of a task, or the name of one in models/tasks.
-        backbone: folder or name; by default the one that the task names, beside it or in models/backbones.
+        backbone: folder or name; by default the one in the task's own folder (normal training leaves it there),
+            otherwise the one that the task names, beside it or in models/backbones.
 
     Raises:
-        CheckpointError, FingerprintMismatch: see `load_backbone`, `load_task`, `Policy`.
+        CheckpointError, FingerprintMismatch: not a task; see `load_backbone`, `load_task`, `Policy`.
     """
     task_folder = find_model('tasks', task)
+    if not (task_folder / 'task.json').is_file() and (task_folder / 'backbone.json').is_file():
+        raise CheckpointError(
+            f'{task_folder} is a backbone; a policy is given by a task, a folder with a task.json'
+        )
     if backbone is None:
-        name = str(read_header(task_folder)['backbone']['name'])
-        beside = task_folder.parent.parent / 'backbones' / name
-        backbone = beside if beside.is_dir() else name
+        backbone = _backbone_of(task_folder)
     loaded = load_backbone(find_model('backbones', backbone))
     return Policy(loaded, load_task(task_folder, loaded), robot)
+
+
+def _backbone_of(task_folder: Path) -> Path | str:
+    own = task_folder / 'backbone'
+    if (own / 'backbone.json').is_file():
+        return own
+    header, _ = _read(task_folder, 'task')
+    name = _build(task_folder, lambda: str(header['backbone']['name']))
+    beside = task_folder.parent.parent / 'backbones' / name
+    return beside if beside.is_dir() else name
 
 
 def find_model(kind: str, name: Path | str) -> Path:

@@ -53,10 +53,13 @@ def _logged(transition: Callable[..., TransitionCallbackReturn]) -> Callable[...
         try:
             return transition(self, state)
         except DecoupledPolicyError as error:
-            self.get_logger().error(f'{transition.__name__} failed: {error}')
+            reason = f'{transition.__name__} failed: {error}'
+            self.get_logger().error(reason)
         except Exception as error:
-            self.get_logger().error(f'{transition.__name__} failed: {error}\n{traceback.format_exc()}')
+            reason = f'{transition.__name__} failed: {error}'
+            self.get_logger().error(f'{reason}\n{traceback.format_exc()}')
         self._release()
+        self._say_state(reason)  # ~/status is latched: it must not keep what was said before
         return FAILURE if transition.__name__ == 'on_configure' else ERROR
 
     return wrapper
@@ -161,6 +164,7 @@ class PolicyNode(LifecycleNode):
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End every command and forget the policy."""
         self._release()
+        self._say_state('finalized')
         return SUCCESS
 
     def _release(self) -> None:
@@ -199,7 +203,10 @@ class PolicyNode(LifecycleNode):
         if self.loop is None or self.inputs is None or self.state_label != 'active':
             response.success, response.message = False, f'the node is {self.state_label}: activate it first'
             return response
-        self.loop.enable(request.data)
+        if not self.loop.enable(request.data):
+            response.success = False
+            response.message = f'{self.loop.state}: {self.loop.reason}; deactivate and activate to start again'
+            return response
         if not request.data:
             self.inputs.clear()  # whoever enables again starts from what was seen since
         response.success, response.message = True, self.loop.state

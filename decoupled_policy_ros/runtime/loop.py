@@ -112,15 +112,23 @@ class PolicyLoop:
         for thread in self._threads:
             thread.join()
         self._threads.clear()
-
-    def enable(self, enabled: bool) -> None:
-        """Let commands through, beginning with a fresh chunk and the first noise of the seed; or none any more."""
         with self._lock:
+            self.state, self.reason = DISABLED, 'inactive'  # not published: whoever stops it says so
+
+    def enable(self, enabled: bool) -> bool:
+        """Let commands through, beginning with a fresh chunk and the first noise of the seed; or none any more.
+
+        Returns False, and changes nothing, when the threads have failed or were never started.
+        """
+        with self._lock:
+            if not self._running:
+                return False
             self._enabled = enabled
             self._forget()
             self._set_state(*((WAITING, 'no observation yet') if enabled else (DISABLED, 'no commands')))
             self._observed.notify_all()
             self._ticked.notify_all()
+            return True
 
     def restart(self) -> None:
         """Forget chunk and last command, as after a jump of the clock."""

@@ -1,0 +1,140 @@
+"""The policy's two threads with a real engine, a clock that the test sets, and a list in place of the topics."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.observation.streams import StreamBuffer
+from decoupled_policy_ros.runtime.chunks import Chunk
+from decoupled_policy_ros.runtime.engine import Engine
+from decoupled_policy_ros.runtime.loop import PolicyLoop
+from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, HOLDING, WAITING, LoopSettings
+
+MS = 1_000_000
+PERIOD_NS = 50 * MS
+START_NS = 1_000_000 * MS
+TIMEOUT_S = 30.0
+
+
+class Outputs:
+    """Keeps what the loop says; `broken` stands for a middleware that has gone."""
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[int, NDArray[np.float64]]] = []
+        self.chunks: list[Chunk] = []
+        self.states: list[tuple[str, str]] = []
+        self.broken = False
+
+    def publish_command(self, pose_base_ee: NDArray[np.float64], stamp_ns: int) -> None:
+        if self.broken:
+            raise RuntimeError('the publisher is gone')
+        self.commands.append((stamp_ns, pose_base_ee))
+
+    def publish_gripper(self, state: str) -> None:
+        assert state in ('open', 'closed')
+
+    def publish_chunk(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
+
+    def publish_state(self, state: str, reason: str) -> None:
+        self.states.append((state, reason))
+
+
+class Stage:
+    """A loop in real time at 20 commands a second, so that each tick of the test's clock is one command."""
+
+    def __init__(self, policy) -> None:
+        self.now_ns = START_NS
+        self.outputs = Outputs()
+        self.failures: list[Exception] = []
+        self.buffers = {spec.name: StreamBuffer(64) for spec in policy.contract.streams}
+        self.specs = policy.contract.streams
+        self.loop = PolicyLoop(
+            Engine(policy, 2),
+            Sampler(policy.contract, self.buffers),
+            self.outputs,
+            lambda: self.now_ns,
+            LoopSettings(lockstep=False, control_rate_hz=20.0, gripper_hysteresis=0.2, seed=0),
+            lambda name: '',
+            self.failures.append,
+        )
+
+    def observe(self, skip: tuple[str, ...] = ()) -> None:
+        """A sample of now on each stream."""
+        for spec in self.specs:
+            if spec.name not in skip:
+                dtype = np.uint8 if spec.kind == 'image' else np.float32
+                self.buffers[spec.name].push(self.now_ns, np.zeros(spec.shape, dtype))
+        self.loop.notify_observed()
+
+    def tick(self, skip: tuple[str, ...] = ()) -> int:
+        """Let 50 ms pass and show what there is to see."""
+        self.now_ns += PERIOD_NS
+        self.observe(skip)
+        self.loop.notify_ticked()
+        return self.now_ns
+
+    def command(self, stamp_ns: int) -> NDArray[np.float64]:
+        """The command of a time, waited for."""
+        return wait_for(lambda: [pose for stamp, pose in list(self.outputs.commands) if stamp == stamp_ns])[0]
+
+    def begin(self) -> int:
+        """Observe until there is a chunk, and follow it to its second waypoint; returns the chunk's stamp."""
+        self.observe()
+        stamp_ns = self.tick()
+        wait_for(lambda: [c for c in self.outputs.chunks if c.observation_stamp_ns == stamp_ns])
+        self.command(self.tick())
+        return stamp_ns
+
+
+def wait_for(condition: Callable):
+    """Wait for something true and return it."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (result := condition()):
+        assert time.monotonic() < deadline, 'waited in vain'
+        time.sleep(0.002)
+    return result
+
+
+@pytest.fixture
+def stage(small_policy) -> Iterator[Stage]:
+    stage = Stage(small_policy)
+    yield stage
+    stage.loop.stop()
+    assert not [t for t in threading.enumerate() if t.name.startswith('policy_')]
+
+
+def test_a_failed_loop_stays_failed_until_it_is_started_again(stage):
+    stage.loop.start(enabled=True)
+    stage.begin()
+    stage.outputs.broken = True
+    stage.tick()
+    wait_for(lambda: stage.failures)
+    assert stage.loop.report()[:2] == (FAILED, 'RuntimeError: the publisher is gone')
+    assert stage.loop.enable(True) is False
+    assert stage.loop.enable(False) is False
+    stage.loop.restart()
+    assert stage.loop.report()[0] == FAILED
+    assert stage.outputs.states[-1][0] == FAILED
+    stage.loop.stop()
+    stage.outputs.broken = False
+    stage.loop.start(enabled=True)
+    assert (WAITING, 'no observation yet') in stage.outputs.states[-2:]
+    wait_for(lambda: len(stage.outputs.chunks) > 1)
+    stage.command(stage.tick())
+    assert stage.loop.report()[0] == FOLLOWING
+
+
+def test_a_stopped_loop_is_disabled_and_can_not_be_enabled(stage):
+    stage.loop.start(enabled=True)
+    stage.begin()
+    assert stage.loop.report()[0] == FOLLOWING
+    stage.loop.stop()
+    assert stage.loop.report()[:2] == (DISABLED, 'inactive')
+    assert stage.loop.enable(True) is False
+    assert stage.loop.report()[0] == DISABLED

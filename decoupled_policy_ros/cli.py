@@ -39,19 +39,31 @@ def train(
     from decoupled_policy_ros.training.stages import train_stage1, train_task
 
     if stage == 'stage1':
-        sha256 = train_stage1(load_config(config, Stage1Config, _overrides(set)), out)
+        sha256 = train_stage1(load_config(config, Stage1Config, parse_overrides(set)), out)
     else:
-        sha256 = train_task(load_config(config, Stage2Config, _overrides(set)), out, normal=stage == 'normal')
+        sha256 = train_task(
+            load_config(config, Stage2Config, parse_overrides(set)), out, normal=stage == 'normal'
+        )
     Console().print(f'{out}: sha256 {sha256}', soft_wrap=True)
 
 
-def _overrides(pairs: tuple[str, ...]) -> dict[str, object]:
+def parse_overrides(pairs: tuple[str, ...]) -> dict[str, object]:
+    """Values of `key=value` pairs by their dotted key; a value is YAML.
+
+    Raises:
+        ConfigError: a pair without `=`, or a value that is not YAML.
+    """
     overrides: dict[str, object] = {}
     for pair in pairs:
         key, separator, value = pair.partition('=')
         if not separator:
             raise ConfigError(f'--set takes key=value, such as optimisation.seed=42; got {pair!r}')
-        overrides[key] = yaml.safe_load(value)
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError) as error:  # ValueError: an impossible date
+            raise ConfigError(
+                f'--set {key}: {value!r} is not YAML: {" ".join(str(error).split())}'
+            ) from error
     return overrides
 
 

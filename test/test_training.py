@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from decoupled_policy_ros import cli
 from decoupled_policy_ros.data.dataset import Dataset, DatasetWriter
 from decoupled_policy_ros.data.motion_recorder import MotionRecorder, MotionSettings
 from decoupled_policy_ros.data.motions import synth_motions
@@ -331,6 +332,43 @@ def test_bad_configurations_are_refused_by_key(tmp_path, values, message):
     path.write_text(values)
     with pytest.raises(ConfigError, match=message):
         load_config(path, Stage2Config)
+
+
+def test_a_configuration_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / 'config.yaml'
+    path.write_bytes('name: Gänsemarsch'.encode('latin-1'))
+    with pytest.raises(ConfigError, match=r"config.yaml can't be read: 'utf-8'"):
+        load_config(path, Stage2Config)
+
+
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('name.x=1', r"name.x: name is no section with keys but 'x'"),
+        ('sources.0.recorded=x', r'sources.0.recorded: sources is no section'),
+        ('optimisation.seed.deeper.still=1', r'optimisation.seed is no section with keys but 3'),
+        ('optimisation.seed=[', r"--set optimisation.seed: '\[' is not YAML"),
+        (
+            'optimisation.seed=2026-02-31',
+            r"--set optimisation.seed: '2026-02-31' is not YAML: day is out of range",
+        ),
+        ('optimisation.seed=one', r"optimisation.seed: .*integer.*\(got 'one'\)"),
+        ('optimisation.sede=1', 'optimisation.sede: Extra inputs'),
+    ],
+)
+def test_overrides_that_do_not_fit_are_refused_by_key(tmp_path, override, message):
+    path = tmp_path / 'config.yaml'
+    path.write_text('{name: x, robot: r, sources: [{synthetic: 3}], optimisation: {steps: 1, seed: 3}}')
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, Stage1Config, cli.parse_overrides((override,)))
+
+
+def test_overrides_reach_into_sections_and_make_those_that_are_missing(tmp_path):
+    path = tmp_path / 'config.yaml'
+    path.write_text('{name: x, robot: r, sources: [{synthetic: 3}], optimisation: {steps: 1}}')
+    overrides = cli.parse_overrides(('optimisation.seed=42', 'backbone.width=8'))
+    config = load_config(path, Stage1Config, overrides)
+    assert (config.optimisation.seed, config.backbone.width) == (42, 8)
 
 
 def test_a_source_is_exactly_one_thing(tmp_path):

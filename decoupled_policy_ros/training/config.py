@@ -126,17 +126,13 @@ def load_config(path: Path | str, kind: type[C], overrides: dict[str, object] | 
         ConfigError: not readable, an unknown key, a missing key or a value out of range; all are named.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} can't be read: {error}") from error
+        values = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or an impossible date
+        raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f'{path} must hold a mapping, got {type(values).__name__}')
     for dotted, value in (overrides or {}).items():
-        *parents, key = dotted.split('.')
-        section = values
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[key] = value
+        _override(values, dotted, value)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -145,3 +141,16 @@ def load_config(path: Path | str, kind: type[C], overrides: dict[str, object] | 
             for e in error.errors()
         )
         raise ConfigError(f'{path}: {problems}') from error
+
+
+def _override(values: dict, dotted: str, value: object) -> None:
+    *parents, key = dotted.split('.')
+    section = values
+    for depth, parent in enumerate(parents, 1):
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(
+                f'{dotted}: {".".join(parents[:depth])} is no section with keys but {section!r}; '
+                'only keys of sections can be overridden'
+            )
+    section[key] = value

@@ -7,7 +7,8 @@
 #
 # Where a ROS 2 is sourced and PYTHON imports its rclpy, .venv is laid over it and no ROS wheels are installed.
 # Otherwise PyPI's ROS 2 wheels are, and nothing of ROS has to be there.
-# TORCH is what pip gets for PyTorch when there is none; with an NVIDIA card: make TORCH=torch.
+# TORCH names the PyTorch build that pip installs where none is there yet; choose yours, e.g. a CPU build, per
+# PyTorch's own instructions.
 
 SHELL := /bin/bash
 PYTHON ?= python3

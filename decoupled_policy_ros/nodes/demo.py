@@ -124,6 +124,7 @@ def _episode(client: DemoClient, film: Film, number: int, max_s: float) -> Episo
     wall_s = time.monotonic() - start_wall
     if success:
         client.wait_until(lambda: elapsed_s() >= sim_s + AFTERWARDS_S, 'the simulated clock', CALL_TIMEOUT_S)
+        sim_s = (client.success_ns - client.start_ns) * 1e-9
     client.on_overview = lambda: None
     client.end_episode(CALL_TIMEOUT_S)
     film.end_episode(success)

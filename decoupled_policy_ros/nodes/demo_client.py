@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -50,6 +51,8 @@ class DemoClient(Node):
         self.now_ns = 0
         self.start_ns = 0  # stamp of the episode's first chunk
         self.succeeded = False
+        self._success_sent = 0
+        self._clocks: deque[tuple[int, int]] = deque(maxlen=200)  # when each was sent (wall), and what it says
         self.cycles = 0
         self.holds = 0
         self._holding = False
@@ -133,11 +136,20 @@ class DemoClient(Node):
 
     # --- what it sees ---------------------------------------------------------------------------
 
-    def _on_clock(self, message: Clock) -> None:
-        self.now_ns = time_ns(message.clock)
+    @property
+    def success_ns(self) -> int:
+        """Simulated time of the success: the simulator sends it just before that step's clock.
 
-    def _on_success(self, message: Bool) -> None:
-        self.succeeded = bool(message.data)
+        Messages wait here while a frame is being filmed, so the order in which they are taken says nothing.
+        """
+        return min((now_ns for sent, now_ns in self._clocks if sent > self._success_sent), default=self.now_ns)
+
+    def _on_clock(self, message: Clock, info: dict[str, Any]) -> None:
+        self.now_ns = time_ns(message.clock)
+        self._clocks.append((info['source_timestamp'], self.now_ns))
+
+    def _on_success(self, message: Bool, info: dict[str, Any]) -> None:
+        self.succeeded, self._success_sent = bool(message.data), info['source_timestamp']
 
     def _on_chunk(self, message: MultiDOFJointTrajectory) -> None:
         if not self.cycles:

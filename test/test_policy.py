@@ -77,6 +77,12 @@ def test_engine_refuses_a_chunk_that_is_not_finite(small_policy):
         Engine(small_policy, steps=2)(random_observation(small_policy.contract))
 
 
+@pytest.mark.parametrize('device', ['gpu', 'cuda:99', 'meta'])
+def test_engine_refuses_a_device_that_is_not_there(small_policy, device):
+    with pytest.raises(ConfigError, match=rf"device '{device}' is not usable here .*valid: cpu"):
+        Engine(small_policy, device=device)
+
+
 @pytest.mark.parametrize('steps', [1, 10, 100])
 def test_ddim_equals_diffusers(steps):
     ours = NoiseSchedule(ScheduleConfig(100))

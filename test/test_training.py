@@ -271,6 +271,23 @@ def test_demonstrations_outside_the_backbones_range_are_refused(demonstrations, 
     stages.train_task(task_config(demonstrations, tmp_path / 'narrow'), tmp_path / 'task')
 
 
+def test_a_device_that_is_not_there_is_refused_before_data_is_read(tmp_path):
+    loop = LOOP | {'device': 'cuda:99'}
+    missing = {'name': 'b', 'robot': 'panda_sim', 'sources': [{'recorded': 'no/such/folder'}]}
+    with pytest.raises(ConfigError, match=r"device 'cuda:99' is not usable here .*valid: cpu"):
+        stages.train_stage1(Stage1Config.model_validate({**missing, 'optimisation': loop}), tmp_path)
+    with pytest.raises(ConfigError, match=r"device 'cuda:99' is not usable here .*valid: cpu"):
+        stages.train_task(task_config(tmp_path / 'missing', None, optimisation=loop), tmp_path)
+
+
+def test_a_crop_larger_than_the_image_is_refused(demonstrations, backbone, tmp_path):
+    config = task_config(
+        demonstrations, backbone, cameras=['wrist'], encoder={'crop': 85, 'base_channels': 16}
+    )
+    with pytest.raises(ConfigError, match=r"encoder.crop is 85 pixels.*'wrist' are 84x84; valid: 1 to 84"):
+        stages.train_task(config, tmp_path)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     module = torch.nn.Linear(1, 1)
     loop = task_config(tmp_path, None).optimisation

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
+from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.policy.normalisation import VectorNormaliser
 
@@ -98,6 +99,9 @@ class ObservationEncoder(nn.Module):
     """All streams of a contract, encoded one by one and concatenated per step, then over the steps.
 
     The order is the contract's. With two cameras (64 each) and proprioception (9), two steps: 274.
+
+    Raises:
+        ConfigError: the crop is larger than an image.
     """
 
     def __init__(
@@ -109,7 +113,15 @@ class ObservationEncoder(nn.Module):
         self.streams = nn.ModuleDict({s.name: self._encoder_of(s) for s in contract.streams})
 
     def _encoder_of(self, stream: StreamSpec) -> nn.Module:
-        return ImageEncoder(**self.config) if stream.kind == 'image' else VectorEncoder(stream.shape[0])
+        if stream.kind != 'image':
+            return VectorEncoder(stream.shape[0])
+        side = min(stream.shape[:2])
+        if self.config['crop'] > side:
+            raise ConfigError(
+                f'encoder.crop is {self.config["crop"]} pixels, but images of {stream.name!r} are '
+                f'{stream.shape[0]}x{stream.shape[1]}; valid: 1 to {side}'
+            )
+        return ImageEncoder(**self.config)
 
     @property
     def feature_dim(self) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decoupled_policy_ros.errors import InferenceError
+from decoupled_policy_ros.policy.device import usable_device
 from decoupled_policy_ros.policy.policy import Policy
 
 
@@ -39,11 +40,14 @@ class Engine:
         steps: DDIM steps.
         seed: of the noise from which each chunk is denoised.
         device: 'cpu', 'cuda', ...
+
+    Raises:
+        ConfigError: no such device here, or a number of steps that the schedule does not have.
     """
 
     def __init__(self, policy: Policy, steps: int = 10, seed: int = 0, device: str = 'cpu'):
         self.policy = policy
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.backbone = policy.backbone.to(self.device)
         self.task = policy.task.to(self.device)
         schedule = self.backbone.schedule

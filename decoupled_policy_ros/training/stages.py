@@ -21,6 +21,7 @@ from decoupled_policy_ros.errors import TrainingError
 from decoupled_policy_ros.policy.backbone import DPMLPBackbone
 from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, save_backbone, save_task
 from decoupled_policy_ros.policy.conditioning import FiLMConditioning
+from decoupled_policy_ros.policy.device import usable_device
 from decoupled_policy_ros.policy.diffusion import NoiseSchedule, ScheduleConfig
 from decoupled_policy_ros.policy.encoders import VectorEncoder
 from decoupled_policy_ros.policy.policy import Backbone, Task
@@ -66,8 +67,8 @@ def train_stage1(config: Stage1Config, out: Path) -> str:
         sha256 of the backbone written to `out`.
     """
     robot = load_robot(config.robot)
-    windows, provenance = load_motion_windows(config, robot)
     optimisation = _prepare(config.optimisation)
+    windows, provenance = load_motion_windows(config, robot)
     torch.manual_seed(optimisation.seed)
     backbone = Backbone(
         DPMLPBackbone(**config.backbone.model_dump()),
@@ -218,6 +219,7 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def _prepare(config: Optimisation) -> Optimisation:
+    usable_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return config

@@ -1,0 +1,25 @@
+"""The device on which a network runs."""
+
+from __future__ import annotations
+
+import torch
+
+from decoupled_policy_ros.errors import ConfigError
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name, after a number went there and came back.
+
+    Raises:
+        ConfigError: no such device here; those that there are are named.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
+        valid = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
+        reason = str(error).split('\n')[0]
+        raise ConfigError(
+            f'device {name!r} is not usable here ({reason}); valid: {", ".join(valid)}'
+        ) from error
+    return device

@@ -125,6 +125,8 @@ def test_a_failed_loop_stays_failed_until_it_is_started_again(stage):
     stage.outputs.broken = False
     stage.loop.start(enabled=True)
     assert (WAITING, 'no observation yet') in stage.outputs.states[-2:]
+    stage.observe()
+    stage.tick()
     wait_for(lambda: len(stage.outputs.chunks) > 1)
     stage.command(stage.tick())
     assert stage.loop.report()[0] == FOLLOWING
@@ -138,3 +140,15 @@ def test_a_stopped_loop_is_disabled_and_can_not_be_enabled(stage):
     assert stage.loop.report()[:2] == (DISABLED, 'inactive')
     assert stage.loop.enable(True) is False
     assert stage.loop.report()[0] == DISABLED
+
+
+def test_statistics_count_since_activation(stage):
+    stage.loop.start(enabled=True)
+    stage.begin()
+    assert int(stage.loop.report()[2]['commands']) >= 1
+    stage.loop.stop()
+    stage.loop.start(enabled=False)
+    _, _, values, ages_s = stage.loop.report()
+    assert (values['cycles'], values['commands']) == ('0', '0')
+    assert ages_s == {}
+    assert not [name for name in values if name.startswith(('refusals_', 'latency_'))]

@@ -95,6 +95,8 @@ class PolicyLoop:
 
     def start(self, enabled: bool) -> None:
         """Start both threads."""
+        with self._lock:
+            self.statistics = Statistics()
         self._running = True
         self.state = ''  # so that the state is said even if it is the one before deactivation
         self.enable(enabled)

@@ -152,3 +152,43 @@ def test_statistics_count_since_activation(stage):
     assert (values['cycles'], values['commands']) == ('0', '0')
     assert ages_s == {}
     assert not [name for name in values if name.startswith(('refusals_', 'latency_'))]
+
+
+def test_while_the_next_frame_is_only_late_the_chunk_goes_on(stage):
+    stage.loop.start(enabled=True)
+    stage.begin()
+    (chunk,) = stage.outputs.chunks
+    while stage.now_ns + PERIOD_NS < chunk.replan_stamp_ns:
+        stage.command(stage.tick())
+    for _ in range(3):  # the frame due now does not come, but the newest one is younger than its limit of 0.2 s
+        stamp_ns = stage.tick(skip=('wrist',))
+        np.testing.assert_array_equal(stage.command(stamp_ns), chunk.sample(stamp_ns)[0])
+    assert stage.loop.report()[0] == FOLLOWING
+    assert stage.loop.report()[2]['bridged_ticks'] == '3'
+    assert len(stage.outputs.chunks) == 1
+
+
+def test_a_stale_stream_is_held_against_though_the_chunk_has_waypoints_left(stage):
+    stage.loop.start(enabled=True)
+    stage.begin()
+    (chunk,) = stage.outputs.chunks
+    while stage.now_ns + PERIOD_NS < chunk.replan_stamp_ns:
+        stage.command(stage.tick(skip=('wrist',) if stage.now_ns > START_NS + 3 * PERIOD_NS else ()))
+    held = stage.command(stage.now_ns)
+    np.testing.assert_array_equal(held, chunk.sample(stage.now_ns)[0])
+    stage.now_ns += PERIOD_NS  # the next chunk is due and the picture is older than 0.2 s
+    stage.observe(skip=('wrist',))
+    wait_for(lambda: stage.loop.report()[0] == HOLDING)
+    reason = stage.loop.report()[1]
+    assert "stream 'wrist' is" in reason and 'limit 0.2 s' in reason
+    assert stage.now_ns < chunk.end_stamp_ns
+    for _ in range(3):
+        np.testing.assert_array_equal(stage.command(stage.tick(skip=('wrist',)))[:3], held[:3])
+    # It recovers by itself, with a chunk from an observation since.
+    back_ns = stage.tick()
+    stage.tick()
+    wait_for(lambda: len(stage.outputs.chunks) == 2)
+    assert stage.outputs.chunks[1].observation_stamp_ns > back_ns
+    stamp_ns = stage.tick()
+    np.testing.assert_array_equal(stage.command(stamp_ns), stage.outputs.chunks[1].sample(stamp_ns)[0])
+    assert stage.loop.report()[0] == FOLLOWING

@@ -4,8 +4,11 @@
     streamer   at each tick of the node's clock: the current chunk at that time, or the last command, held
 
 The worker is never in a hurry and the streamer never waits for a network: while the next chunk is computed, the
-streamer goes on along the waypoints of the current one that lie past its executed part. With `lockstep` time itself
-waits: each clock value gets exactly one command, and where a chunk is due, that command comes from the new chunk.
+streamer goes on along the waypoints of the current one that lie past its executed part; once the observation for
+it is refused, the last command is held and the next chunk starts afresh, from the first valid observation.
+
+With `lockstep` time itself waits: each clock value gets exactly one command, and where a chunk is due, that command
+comes from the new chunk.
 
 Nothing here knows ROS; the node gives it a clock and a place to publish.
 """
@@ -191,7 +194,8 @@ class PolicyLoop:
             self._refuse(error, generation, now_ns)
             return False
         if stamp_ns is None or (chunk is not None and stamp_ns < chunk.replan_stamp_ns):
-            return False  # valid, but the one that the next chunk starts from has still to come
+            self._await_frame(generation)
+            return False
         sampled = time.perf_counter()
         try:
             prediction = self._engine_of(generation)(observation.arrays)
@@ -240,6 +244,12 @@ class PolicyLoop:
                 self.statistics.refusals[error.stream] += 1
                 self._ticked.notify()
 
+    def _await_frame(self, generation: int) -> None:
+        """The streams are fine, only the frame that the next chunk starts from has still to come."""
+        with self._lock:
+            if generation == self._generation:
+                self._refusal = None
+
     # --- streamer -------------------------------------------------------------------------------
 
     def _stream(self) -> None:
@@ -274,10 +284,14 @@ class PolicyLoop:
         if self._settings.lockstep:
             if self._refusal is None or self._refused_ns < now_ns:
                 return False
-        elif chunk is not None and begun and now_ns <= chunk.end_stamp_ns:
+        elif chunk is not None and begun and now_ns <= chunk.end_stamp_ns and not self._refused_since(chunk):
             self.statistics.bridged_ticks += 1
             return self._follow(chunk, now_ns)
         return self._hold(now_ns)
+
+    def _refused_since(self, chunk: Chunk) -> bool:
+        """Whether the chunk that should follow this one has been refused an observation."""
+        return self._refusal is not None and self._refused_ns >= chunk.replan_stamp_ns
 
     def _follow(self, chunk: Chunk, now_ns: int) -> bool:
         pose, gripper = chunk.sample(now_ns)
@@ -300,7 +314,7 @@ class PolicyLoop:
         if self._last_pose is None:
             self._set_state(WAITING, reason)
             return not self._settings.lockstep
-        if self._settings.lockstep:
+        if self._settings.lockstep or self._refusal is not None:
             self._chunk = None  # what follows a hold starts afresh
         if self.state != HOLDING:
             self.statistics.holds += 1

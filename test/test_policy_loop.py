@@ -160,7 +160,9 @@ def test_while_the_next_frame_is_only_late_the_chunk_goes_on(stage):
     (chunk,) = stage.outputs.chunks
     while stage.now_ns + PERIOD_NS < chunk.replan_stamp_ns:
         stage.command(stage.tick())
-    for _ in range(3):  # the frame due now does not come, but the newest one is younger than its limit of 0.2 s
+    for _ in range(
+        3
+    ):  # the frame due now does not come, but the newest one is younger than its limit of 0.2 s
         stamp_ns = stage.tick(skip=('wrist',))
         np.testing.assert_array_equal(stage.command(stamp_ns), chunk.sample(stamp_ns)[0])
     assert stage.loop.report()[0] == FOLLOWING
@@ -192,3 +194,14 @@ def test_a_stale_stream_is_held_against_though_the_chunk_has_waypoints_left(stag
     stamp_ns = stage.tick()
     np.testing.assert_array_equal(stage.command(stamp_ns), stage.outputs.chunks[1].sample(stamp_ns)[0])
     assert stage.loop.report()[0] == FOLLOWING
+
+
+def test_a_clock_that_is_set_back_is_a_fresh_start(stage):
+    stage.loop.start(enabled=True)
+    stage.begin()
+    stage.now_ns -= START_NS // 2
+    wait_for(lambda: stage.loop.report()[0] == WAITING)
+    stage.outputs.commands.clear()
+    first_ns = stage.begin()
+    assert [chunk.observation_stamp_ns for chunk in stage.outputs.chunks][1:] == [first_ns]
+    assert {stamp_ns for stamp_ns, _ in stage.outputs.commands} == {first_ns + PERIOD_NS}

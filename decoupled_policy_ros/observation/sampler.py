@@ -63,6 +63,11 @@ class Sampler:
         known = [stamp for stamp in stamps if stamp is not None]
         return min(known) if len(known) == len(stamps) else None
 
+    def clear(self) -> None:
+        """Forget every sample of the streams, as after a jump of the clock."""
+        for buffer in self._buffers.values():
+            buffer.clear()
+
     def sample(self, stamp_ns: int, now_ns: int | None = None) -> Observation:
         """The observation at `stamp_ns`.
 

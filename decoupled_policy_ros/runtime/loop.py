@@ -90,7 +90,7 @@ class PolicyLoop:
         self._refusal: ObservationError | None = None
         self._refused_ns = 0
         self._last_pose: NDArray[np.float64] | None = None
-        self._last_tick_ns = 0
+        self._last_tick_ns = self._seen_ns = 0
         self._reseed = True
         self._latch.reset()
 
@@ -136,8 +136,9 @@ class PolicyLoop:
             return True
 
     def restart(self) -> None:
-        """Forget chunk and last command, as after a jump of the clock."""
+        """Forget samples, chunk and last command, as after a jump of the clock."""
         with self._lock:
+            self._sampler.clear()  # what is stamped with the old time would bar what comes now
             self.enable(self._enabled)
 
     def report(self) -> tuple[str, str, dict[str, str], dict[str, float]]:
@@ -256,6 +257,9 @@ class PolicyLoop:
         with self._lock:
             while self._running:
                 now_ns = self._now_ns()
+                if 0 < now_ns < self._seen_ns:
+                    self.restart()  # a wall clock that was set back: nobody else would tell
+                self._seen_ns = now_ns
                 wait_s = self._until_tick_s(now_ns)
                 if wait_s <= 0.0 and self._enabled and self._command(now_ns):
                     self._tick_done(now_ns)

@@ -1,8 +1,10 @@
 """Messages to arrays: rclpy messages and rosbags objects, every encoding, every way to be malformed."""
 
 import array
+import struct
 import subprocess
 import sys
+import zlib
 from types import SimpleNamespace
 
 import cv2
@@ -214,6 +216,35 @@ def test_cv_bridge_of_ros_1_is_not_taken(tmp_path):
     assert done.stdout.split() == ['opencv']
 
 
+def test_what_cv_bridge_refuses_is_a_refused_message(tmp_path):
+    """A cv_bridge that works, until a picture comes that it fails on as the real one does: with a TypeError."""
+    (tmp_path / 'cv_bridge.py').write_text(
+        'import numpy as np\n'
+        'class CvBridgeError(TypeError):\n    pass\n'
+        'class CvBridge:\n'
+        '    def imgmsg_to_cv2(self, msg, encoding):\n'
+        '        if msg.height > 1:\n            raise CvBridgeError("no such\\nconversion")\n'
+        '        return np.array([[[3, 2, 1]]], np.uint8)\n'
+    )
+    code = (
+        f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n'
+        'from types import SimpleNamespace\n'
+        'from decoupled_policy_ros.errors import MessageError\n'
+        'from decoupled_policy_ros.observation.messages import image_to_array\n'
+        'image = dict(encoding="bgr8", width=1, step=3, is_bigendian=0)\n'
+        'print(image_to_array(SimpleNamespace(height=1, data=bytes(3), **image)).tolist())\n'
+        'try:\n'
+        '    image_to_array(SimpleNamespace(height=2, data=bytes(6), **image))\n'
+        'except MessageError as error:\n'
+        '    print(error)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        '[[[3, 2, 1]]]',
+        "image of encoding 'bgr8' can't be decoded: no such conversion",
+    ]
+
+
 # Compressed images
 
 
@@ -272,6 +303,25 @@ def test_compressed_depth():
 def test_undecodable_image_is_refused(data):
     with pytest.raises(MessageError, match=f"'jpeg' and {len(data)} bytes"):
         compressed_image_to_array(compressed('rclpy', 'jpeg', data))
+
+
+def png_of_size(height, width):
+    """A PNG that claims a size and has no pixels."""
+
+    def block(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + block(b'IHDR', header) + block(b'IDAT', b'') + block(b'IEND', b'')
+
+
+def test_a_picture_that_claims_a_size_beyond_all_limits_is_refused():
+    with pytest.raises(cv2.error):  # what OpenCV makes of it, and a node must not see
+        cv2.imdecode(np.frombuffer(png_of_size(100_000, 100_000), np.uint8), cv2.IMREAD_UNCHANGED)
+    for maker in ('rclpy', 'rosbags'):
+        message = compressed(maker, 'png', png_of_size(100_000, 100_000))
+        with pytest.raises(MessageError, match=r"format 'png'.*can't be decoded: .*PIXELS"):
+            compressed_image_to_array(message)
 
 
 def test_sixteen_bit_colour_png_is_refused():

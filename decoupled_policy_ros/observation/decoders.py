@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
@@ -53,7 +54,19 @@ ENCODINGS: dict[str, Encoding] = {
     **{f'bayer_{pattern}16': Encoding(np.uint16, 1, True, code) for pattern, code in _BAYER.items()},
 }
 
+#: What OpenCV and cv_bridge raise on data that is not what it claims; CvBridgeError is a TypeError.
+_FAILURES = (cv2.error, TypeError, ValueError, RuntimeError, MemoryError)
+
 Decoder = Callable[[Any, NDArray[np.uint8], Encoding], NDArray]
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """A library's failure becomes a refused message: one broken picture must not end whoever reads it."""
+    try:
+        yield
+    except _FAILURES as error:
+        raise MessageError(f"{what} can't be decoded: {' '.join(str(error).split())}") from error
 
 
 def decode_opencv(msg: Any, data: NDArray[np.uint8], encoding: Encoding) -> NDArray:
@@ -65,7 +78,8 @@ def decode_opencv(msg: Any, data: NDArray[np.uint8], encoding: Encoding) -> NDAr
         rows = rows.astype(dtype, copy=False)
     pixels = rows if encoding.channels == 1 else rows.reshape(msg.height, msg.width, encoding.channels)
     if encoding.to_rgb is not None:
-        pixels = cv2.cvtColor(np.ascontiguousarray(pixels), encoding.to_rgb)
+        with _refusing(f'image of encoding {msg.encoding!r}'):
+            pixels = cv2.cvtColor(np.ascontiguousarray(pixels), encoding.to_rgb)
     if encoding.is_colour and pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 -> 255, rounded
     return np.ascontiguousarray(pixels)
@@ -77,7 +91,8 @@ def _decode_cv_bridge(msg: Any, data: NDArray[np.uint8], encoding: Encoding) -> 
         # cv_bridge counts a row's padding in whole pixels, which would shear this image, and swaps bytes by
         # a method that NumPy 2 removed.
         return decode_opencv(msg, data, encoding)
-    return _cv_bridge().imgmsg_to_cv2(msg, 'rgb8' if encoding.is_colour else 'passthrough')
+    with _refusing(f'image of encoding {msg.encoding!r}'):
+        return _cv_bridge().imgmsg_to_cv2(msg, 'rgb8' if encoding.is_colour else 'passthrough')
 
 
 @lru_cache(maxsize=1)
@@ -128,11 +143,13 @@ def decode_compressed(data: NDArray[np.uint8], image_format: str) -> NDArray:
         if not image_format.startswith(('16UC1', 'mono16')):
             raise MessageError(f'{what}: of compressedDepth only 16UC1 is known')
         data = data[12:]  # header of compressed_depth_image_transport; its quantisation serves 32FC1 only
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
+    with _refusing(what):
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
     if pixels is None:
         raise MessageError(f"{what} can't be decoded; JPEG and PNG are known")
     if pixels.ndim == 2:
         return pixels
     if pixels.dtype != np.uint8:
         raise MessageError(f'{what} has colour of {pixels.dtype}; uint8 is known')
-    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+    with _refusing(what):
+        return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)

@@ -30,6 +30,9 @@ def rviz(context: LaunchContext) -> list[Node]:
     config = Path(FindPackageShare('decoupled_policy_ros').perform(context)) / 'config'
     robot = context.launch_configurations['robot']
     file = Path(robot) if robot.endswith(('.yaml', '.yml')) else config / 'robots' / f'{robot}.yaml'
+    if not file.is_file():  # launch prints an exception as one line
+        known = ', '.join(sorted(path.stem for path in (config / 'robots').glob('*.yaml')))
+        raise RuntimeError(f'no robot {robot!r}: give a path to a .yaml file or one of {known}')
     description = yaml.safe_load(file.read_text())
     return [
         Node(

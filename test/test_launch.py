@@ -6,6 +6,9 @@ launch itself comes with a ROS installation only, so the files are read here, no
 import ast
 import dataclasses
 import re
+import runpy
+import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,6 +16,8 @@ import yaml
 from decoupled_policy_ros.nodes.kinematics_recorder_node import RecorderNodeSettings
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings
 from decoupled_policy_ros.nodes.sim_robot_node import SimSettings
+from decoupled_policy_ros.robot.description import robot_names
+from decoupled_policy_ros.sim.environment import TASKS
 
 ARGUMENTS = {
     'policy': {'robot', 'task', 'backbone', 'instruction', 'use_sim', 'use_sim_time', 'rviz', 'namespace'},
@@ -70,6 +75,48 @@ def test_parameter_files_hold_parameters_of_their_node_at_their_defaults(reposit
     assert {name: (value, type(value)) for name, value in values.items()} == {
         name: (fields[name], type(fields[name])) for name in values
     }
+
+
+def defaults(repository, launch: str) -> dict[str, str]:
+    """Constant defaults of a launch file's arguments."""
+    declared = calls(repository, launch, 'DeclareLaunchArgument')
+    return {
+        c.args[0].value: value for c in declared if (value := keywords(c).get('default_value')) is not None
+    }
+
+
+@pytest.mark.parametrize('argument', ['policy: sim_task', 'sim: task'])
+def test_what_is_simulated_by_default_can_be_simulated(repository, argument):
+    launch, name = argument.split(': ')
+    # A constant: the policy's task is often a folder of one's own, which no simulator knows.
+    assert defaults(repository, launch)[name] in TASKS
+
+
+def test_rviz_names_the_robots_when_there_is_none_of_that_name(repository, monkeypatch):
+    class Anything:
+        def __init__(self, *args, **options):
+            self.options = options
+
+        def perform(self, context):
+            return str(repository)
+
+    for module, names in {
+        'launch': ['LaunchContext', 'LaunchDescription'],
+        'launch.actions': ['DeclareLaunchArgument', 'OpaqueFunction'],
+        'launch.substitutions': ['LaunchConfiguration'],
+        'launch_ros.actions': ['Node'],
+        'launch_ros.parameter_descriptions': ['ParameterValue'],
+        'launch_ros.substitutions': ['FindPackageShare'],
+    }.items():
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**dict.fromkeys(names, Anything)))
+    rviz = runpy.run_path(str(repository / 'launch/rviz.launch.py'))['rviz']
+    with pytest.raises(RuntimeError) as error:
+        rviz(SimpleNamespace(launch_configurations={'robot': 'pandora'}))
+    assert str(error.value) == (
+        f"no robot 'pandora': give a path to a .yaml file or one of {', '.join(robot_names())}"
+    )
+    (node,) = rviz(SimpleNamespace(launch_configurations={'robot': 'fr3'}))
+    assert ('wrist/image_raw', 'wrist/color/image_raw') in node.options['remappings']
 
 
 def test_rviz_shows_topics_that_exist(repository):

@@ -79,18 +79,18 @@ class Engine:
         Raises:
             InferenceError: the chunk is not finite.
         """
-        start = time.perf_counter()
+        start = self._now_s()
         batch = {
             name: torch.from_numpy(np.ascontiguousarray(array))[None].to(self.device)
             for name, array in observation.items()
         }
         features = self.task.encoder(batch)
-        encoded = time.perf_counter()
+        encoded = self._now_s()
         modulation = self.time_table + self.task.conditioning.feature_half(features)
-        modulated = time.perf_counter()
+        modulated = self._now_s()
         noise = torch.randn(1, self.backbone.denoiser.horizon, 10, generator=self.generator).to(self.device)
         actions = self.backbone.normaliser.inverse(self._denoise(noise, modulation))[0].double().cpu().numpy()
-        end = time.perf_counter()
+        end = self._now_s()
         if not np.isfinite(actions).all():
             raise InferenceError(
                 f'the chunk has {np.count_nonzero(~np.isfinite(actions))} values that are not finite'
@@ -104,6 +104,12 @@ class Engine:
                 'total': 1e3 * (end - start),
             },
         )
+
+    def _now_s(self) -> float:
+        """Monotonic time once all that was asked of the device is done: a GPU's calls return before their work."""
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def _denoise(self, x: Tensor, modulation: Tensor) -> Tensor:
         """(1, horizon, 10) noise and (steps, blocks, 2, hidden) modulation -> normalised actions."""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
 
@@ -172,15 +173,35 @@ def demo(
     run_demo(task, episodes, out, sim, seed)
 
 
+# The extra that brings a module; what else a verb imports is ROS's, or a dependency of the package itself.
+EXTRAS = {
+    'av': 'sim', 'matplotlib': 'train', 'mujoco': 'sim', 'pinocchio': 'ros', 'pydantic': 'train',
+    'rclpy': 'ros', 'robosuite': 'sim',
+}  # fmt: skip
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in one line and exit status 2."""
     try:
         app.cli(prog='decoupled-policy')
     except DecoupledPolicyError as error:
-        Console(stderr=True).print(f'[bold red]error:[/] {error}', highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        module = (error.name or '').partition('.')[0]
+        if module in ('', 'decoupled_policy_ros'):
+            raise
+        extra = EXTRAS.get(module, 'ros' if module.endswith(('_msgs', '_srvs', '_interfaces')) else '')
+        package = f'decoupled_policy_ros[{extra}]' if extra else 'decoupled_policy_ros'
+        _fail(f"the Python module {module!r} is not installed; pip install '{package}' brings it")
+    except OSError as error:
+        _fail(f'{error.filename}: {error.strerror}' if error.filename and error.strerror else str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True).print(f'[bold red]error:[/] {escape(message)}', highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == '__main__':

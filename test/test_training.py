@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -193,22 +191,44 @@ def test_a_backbone_without_stage1_is_written_beside_its_task(demonstrations, tm
     assert trained == (sum(sizes) if normal else sizes[0])
 
 
-def test_a_killed_run_resumes_with_the_same_losses(demonstrations, backbone, tmp_path):
+DYING = """
+import os, signal, sys
+from decoupled_policy_ros import cli
+from decoupled_policy_ros.training.loop import Trainer
+
+step_of_trainer = Trainer._step
+
+def step(self, number):
+    if number == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+    step_of_trainer(self, number)
+
+Trainer._step = step
+cli.main()
+"""
+
+
+def test_a_killed_run_resumes_with_the_same_losses(demonstrations, backbone, tmp_path, monkeypatch):
     """The process dies by SIGKILL between two checkpoints, and the same command is given again."""
     settings = tmp_path / 'task.yaml'
-    config = task_config(demonstrations, backbone, optimisation=LOOP | {'steps': 60, 'checkpoint_every': 7})
+    config = task_config(demonstrations, backbone, optimisation=LOOP | {'steps': 24, 'checkpoint_every': 7})
     settings.write_text(config.model_dump_json())
-    command = [sys.executable, '-m', 'decoupled_policy_ros.cli', 'train', 'stage2', str(settings), '--out']
-    process = subprocess.Popen([*command, str(tmp_path / 'killed')], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / 'killed' / 'checkpoint.safetensors').exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    command = ['train', 'stage2', str(settings), '--out']
+    process = subprocess.run(
+        [sys.executable, '-c', DYING, *command, str(tmp_path / 'killed')], stdout=subprocess.DEVNULL
+    )
+    assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / 'killed' / 'task.json').exists()
+    trained, original = [], Trainer._step
+
+    def watched(trainer: Trainer, step: int) -> None:
+        trained.append(step)
+        original(trainer, step)
+
+    monkeypatch.setattr(Trainer, '_step', watched)
     for name in ('killed', 'whole'):
-        subprocess.run([*command, str(tmp_path / name)], check=True, stdout=subprocess.DEVNULL)
+        assert command_line(monkeypatch, *command, str(tmp_path / name)) == 0
+    assert trained == [*range(14, 24), *range(24)]
     assert losses(tmp_path / 'killed') == losses(tmp_path / 'whole')
     assert (tmp_path / 'killed' / 'task.safetensors').read_bytes() == (
         tmp_path / 'whole' / 'task.safetensors'
@@ -402,19 +422,73 @@ def test_shipped_configurations_are_valid(repository):
         load_config(path, Stage1Config if path.name.startswith('backbone') else Stage2Config)
 
 
-def test_the_command_line_reports_a_mistake_in_one_line(tmp_path):
-    command = [sys.executable, '-m', 'decoupled_policy_ros.cli']
-    for arguments in (
-        ['train', 'stage2', 'missing.yaml', '--out', str(tmp_path)],
-        ['inspect', str(tmp_path)],
-        ['train', 'stage1', 'x.yaml', '--out', 'y', '--set', 'nonsense'],
-    ):
-        run = subprocess.run([*command, *arguments], capture_output=True, text=True)
-        assert run.returncode == 2
-        assert run.stderr.startswith('error: ') and run.stderr.count('\n') == 1
+def command_line(monkeypatch, *arguments: str) -> int:
+    """Exit status of the command in this process: importing everything anew takes longer than any of the tests."""
+    monkeypatch.setattr(sys, 'argv', ['decoupled-policy', *arguments])
+    try:
+        cli.main()
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    return 0
 
 
-def test_inspect_prints_the_whole_header(backbone):
-    command = [sys.executable, '-m', 'decoupled_policy_ros.cli', 'inspect', str(backbone)]
-    header = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert header == json.loads((backbone / 'backbone.json').read_text())
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['train', 'stage2', 'missing.yaml', '--out', 'here'], 'missing.yaml'),
+        (['inspect', '.'], 'no backbone.json or task.json'),
+        (['train', 'stage1', 'x.yaml', '--out', 'y', '--set', 'nonsense'], "got 'nonsense'"),
+        (
+            ['train', 'stage1', 'x.yaml', '--out', 'y', '--set', 'optimisation.seed=['],
+            "optimisation.seed: '['",
+        ),
+    ],
+)
+def test_the_command_line_reports_a_mistake_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert command_line(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1
+    assert message in error
+
+
+def test_an_output_folder_that_can_not_be_made_is_reported_before_training(
+    demonstrations, backbone, tmp_path, monkeypatch, capsys
+):
+    settings, file = tmp_path / 'task.yaml', tmp_path / 'a_file'
+    file.write_text('in the way')
+    settings.write_text(task_config(demonstrations, backbone).model_dump_json())
+    monkeypatch.setattr(Trainer, '_step', lambda trainer, step: pytest.fail('a step was trained'))
+    assert command_line(monkeypatch, 'train', 'stage2', str(settings), '--out', str(file / 'out')) == 2
+    assert capsys.readouterr().err == f'error: {file / "out"}: Not a directory\n'
+
+
+def test_a_checkpoint_that_can_not_be_written_is_named(tmp_path):
+    module = torch.nn.Linear(1, 1)
+    (tmp_path / 'checkpoint.safetensors.part').mkdir()
+    with pytest.raises(TrainingError, match=r"checkpoint.safetensors.part can't be written"):
+        Trainer(
+            module, lambda: module.weight.sum(), task_config(tmp_path, None).optimisation, tmp_path, {}
+        ).run()
+
+
+@pytest.mark.parametrize(
+    ('module', 'arguments', 'extra'),
+    [
+        ('pydantic', ['train', 'stage1', 'x.yaml', '--out', 'y'], '[train]'),
+        ('rclpy', ['demo'], '[ros]'),
+    ],
+)
+def test_a_missing_module_is_named_with_the_extra_that_brings_it(tmp_path, module, arguments, extra):
+    code = f'import sys; sys.modules[{module!r}] = None; from decoupled_policy_ros import cli; cli.main()'
+    run = subprocess.run(
+        [sys.executable, '-c', code, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith('error: ') and run.stderr.count('\n') == 1
+    assert module in run.stderr and extra in run.stderr
+
+
+def test_inspect_prints_the_whole_header(backbone, monkeypatch, capsys):
+    assert command_line(monkeypatch, 'inspect', str(backbone)) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((backbone / 'backbone.json').read_text())

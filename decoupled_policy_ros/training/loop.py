@@ -49,7 +49,8 @@ class Trainer:
         identity: settings that a checkpoint must have been made with, so that no other run is resumed.
 
     Raises:
-        TrainingError: the checkpoint belongs to another configuration or is damaged, or a loss is not finite.
+        TrainingError: the checkpoint belongs to another configuration or is damaged, a loss is not finite, or a
+            checkpoint can't be written.
     """
 
     def __init__(
@@ -87,6 +88,9 @@ class Trainer:
 
     def run(self) -> None:
         """Train from the last checkpoint to the last step."""
+        self.folder.mkdir(
+            parents=True, exist_ok=True
+        )  # now, so that a folder that can't be made is not found late
         self.module.train()
         config, first = self.config, len(self.losses)
         started, before = time.monotonic(), self.seconds
@@ -136,9 +140,12 @@ class Trainer:
         tensors['losses'] = torch.tensor(self.losses, dtype=torch.float64)
         # The average starts as a copy that may share nothing, but buffers can be views: save plain copies.
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f'{CHECKPOINT}.part'
-        save_file(tensors, partial, {'identity': json.dumps(self.identity), 'seconds': repr(self.seconds)})
+        metadata = {'identity': json.dumps(self.identity), 'seconds': repr(self.seconds)}
+        try:
+            save_file(tensors, partial, metadata)
+        except SafetensorError as error:  # its writer's name for a full disk
+            raise TrainingError(f"{partial} can't be written: {error}") from error
         os.replace(partial, self.folder / CHECKPOINT)
 
     def _resume(self) -> None:

@@ -16,12 +16,12 @@ from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.errors import SimulationError
 from decoupled_policy_ros.robot import poses
+from decoupled_policy_ros.robot.poses import GRIPPER_CLOSED, GRIPPER_OPEN
 from decoupled_policy_ros.sim.environment import TASKS, SimRobot
 
 Array = NDArray[np.float64]
 Command = tuple[Array, float]
 
-OPEN, CLOSED = -1.0, 1.0
 MAX_STEP_M = 0.02
 MAX_STEP_RAD = 0.12
 #: Share of the remaining way that one step may cover: the last centimetres are slow.
@@ -77,30 +77,30 @@ class Expert:
 def _lift(sim: SimRobot) -> Iterator[Command]:
     reference = _Reference(sim)
     grasp = _grasp_pose(sim, 'cube')
-    yield from reference.move(_raised(grasp, ABOVE_M), OPEN, arrived_m=0.02)
-    yield from reference.move(_grasp_pose(sim, 'cube', grasp), OPEN)
-    yield from reference.hold(CLOSED, GRIPPER_STEPS)
-    yield from reference.move(_raised(grasp, LIFT_M), CLOSED)
-    yield from reference.hold(CLOSED, 5)
+    yield from reference.move(_raised(grasp, ABOVE_M), GRIPPER_OPEN, arrived_m=0.02)
+    yield from reference.move(_grasp_pose(sim, 'cube', grasp), GRIPPER_OPEN)
+    yield from reference.hold(GRIPPER_CLOSED, GRIPPER_STEPS)
+    yield from reference.move(_raised(grasp, LIFT_M), GRIPPER_CLOSED)
+    yield from reference.hold(GRIPPER_CLOSED, 5)
 
 
 def _stack(sim: SimRobot) -> Iterator[Command]:
     reference = _Reference(sim)
     grasp = _grasp_pose(sim, 'cube_a')
-    yield from reference.move(_raised(grasp, ABOVE_M), OPEN, arrived_m=0.02)
-    yield from reference.move(_grasp_pose(sim, 'cube_a', grasp), OPEN)
-    yield from reference.hold(CLOSED, GRIPPER_STEPS)
-    yield from reference.move(_raised(grasp, LIFT_M), CLOSED, arrived_m=0.03)
+    yield from reference.move(_raised(grasp, ABOVE_M), GRIPPER_OPEN, arrived_m=0.02)
+    yield from reference.move(_grasp_pose(sim, 'cube_a', grasp), GRIPPER_OPEN)
+    yield from reference.hold(GRIPPER_CLOSED, GRIPPER_STEPS)
+    yield from reference.move(_raised(grasp, LIFT_M), GRIPPER_CLOSED, arrived_m=0.03)
     # The hand moves as the cube has to: the grasp is a rigid offset from hand to cube. Half sizes 2 and 2.5 cm
     # and a gap of 2 mm lie between the centres.
     offset_m = sim.pose_base_ee[:3, 3] - sim.object_poses()['cube_a'][:3, 3]
     place = grasp.copy()
     place[:3, 3] = sim.object_poses()['cube_b'][:3, 3] + [0, 0, 0.047] + offset_m
-    yield from reference.move(_raised(place, ABOVE_M), CLOSED)
-    yield from reference.move(place, CLOSED)
-    yield from reference.hold(OPEN, GRIPPER_STEPS)
-    yield from reference.move(_raised(place, ABOVE_M), OPEN, arrived_m=0.02)
-    yield from reference.hold(OPEN, 5)
+    yield from reference.move(_raised(place, ABOVE_M), GRIPPER_CLOSED)
+    yield from reference.move(place, GRIPPER_CLOSED)
+    yield from reference.hold(GRIPPER_OPEN, GRIPPER_STEPS)
+    yield from reference.move(_raised(place, ABOVE_M), GRIPPER_OPEN, arrived_m=0.02)
+    yield from reference.hold(GRIPPER_OPEN, 5)
 
 
 class _Reference:

@@ -16,11 +16,11 @@ from scipy.spatial.transform import Rotation
 from decoupled_policy_ros.data.motion_synthesis import minimum_jerk
 from decoupled_policy_ros.robot import poses
 from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.robot.poses import GRIPPER_OPEN
 
 Array = NDArray[np.float64]
 Command = tuple[Array, float]
 
-OPEN, CLOSED = -1.0, 1.0
 
 #: Half size (m) of the box of positions around the home pose, before the robot's own workspace clips it.
 REACH_M = np.array([0.20, 0.28, 0.25])
@@ -55,7 +55,7 @@ class Wander:
         self._lower[2] = lower[2] + MARGIN_M  # down to the table, wherever home is
         self._upper = np.minimum(centre + REACH_M, upper - MARGIN_M)
         self._rate_hz = rate_hz
-        self._pose, self._gripper = self._home.copy(), OPEN
+        self._pose, self._gripper = self._home.copy(), GRIPPER_OPEN
         self._commands = self._wander()
 
     def act(self) -> Command:

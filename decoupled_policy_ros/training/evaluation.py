@@ -25,11 +25,10 @@ from decoupled_policy_ros.observation.streams import StreamBuffer
 from decoupled_policy_ros.policy.checkpoint import load_policy
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.robot.poses import GRIPPER_CLOSED, GRIPPER_OPEN
 from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.sim.environment import SimRobot, sim_task
-
-OPEN, CLOSED = -1.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Rollout:
         home = self.sim.pose_base_ee
         for _ in range(self.contract.n_obs_steps - 1):
             self._observe()
-            self.sim.step(home, OPEN)
+            self.sim.step(home, GRIPPER_OPEN)
         latch, chunk = GripperLatch(), None
         for step in range(self.max_steps):
             if video is not None:
@@ -109,7 +108,7 @@ class Rollout:
                 )
             pose, gripper = chunk.sample(self.sim.stamp_ns)
             latch.update(gripper)
-            self.sim.step(pose, CLOSED if latch.state == 'closed' else OPEN)
+            self.sim.step(pose, GRIPPER_CLOSED if latch.state == 'closed' else GRIPPER_OPEN)
             if self.sim.success:
                 return EpisodeResult(seed, True, step + 1)
         return EpisodeResult(seed, False, self.max_steps)

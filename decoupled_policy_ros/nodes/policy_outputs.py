@@ -10,7 +10,6 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 from numpy.typing import NDArray
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
 from std_msgs.msg import Float64
@@ -26,8 +25,6 @@ from decoupled_policy_ros.nodes.common import (
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING
-
-ACK_TIMEOUT = Duration(seconds=1)
 
 LEVELS = {FOLLOWING: DiagnosticStatus.OK, DISABLED: DiagnosticStatus.OK, FAILED: DiagnosticStatus.ERROR}
 
@@ -45,8 +42,8 @@ def status_message(
 class PolicyOutputs:
     """Publishers of an active policy; lifecycle publishers, so that they are mute unless the node is active."""
 
-    def __init__(self, node: LifecycleNode, robot: RobotDescription, status: Publisher, lockstep: bool):
-        self._node, self._robot, self._status, self._lockstep = node, robot, status, lockstep
+    def __init__(self, node: LifecycleNode, robot: RobotDescription, status: Publisher):
+        self._node, self._robot, self._status = node, robot, status
         topics = robot.topics
         self._target_pose = node.create_lifecycle_publisher(PoseStamped, topics['target_pose'], COMMAND)
         self._gripper = node.create_lifecycle_publisher(Float64, topics['gripper_command'], COMMAND)

@@ -24,8 +24,7 @@ Array = NDArray[np.float64]
 _KEYS = (
     'name', 'urdf', 'mjcf', 'description_topic', 'frames', 'arm', 'gripper', 'limits', 'cameras', 'topics',
 )  # fmt: skip
-_TOPICS = ('joint_states', 'current_pose', 'target_pose', 'gripper_command', 'gripper_action')
-_REQUIRED_TOPICS = ('joint_states', 'current_pose', 'target_pose', 'gripper_command')
+_TOPICS = ('joint_states', 'current_pose', 'target_pose', 'gripper_command')
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def load_robot(name_or_path: str | Path, description_xml: str | None = None) -> 
         gripper=_gripper(section.section('gripper', _GRIPPER_KEYS), joint_names),
         limits=_limits(section.section('limits', Limits.__dataclass_fields__), len(joint_names)),
         cameras=_cameras(section),
-        topics={key: topics.text(key) for key in _TOPICS if key in topics or key in _REQUIRED_TOPICS},
+        topics={key: topics.text(key) for key in _TOPICS},
         source=_source(section, path, description_xml),
         description_topic=section.text('description_topic') if 'description_topic' in section else None,
     )

@@ -222,11 +222,21 @@ def floats(values: ArrayLike) -> array.array[float]:
     return array.array('d', np.asarray(values, float).ravel().tolist())
 
 
+#: Where pip's name of a package is not that of its module.
+_PIP_NAMES = {'cv2': 'opencv-python', 'pinocchio': 'pin', 'yaml': 'pyyaml'}
+
+
+def missing_module(error: ModuleNotFoundError) -> str:
+    """One line on a Python module that is not installed: rosdep has no keys for some that the nodes need."""
+    module = (error.name or str(error)).partition('.')[0]
+    return f'Python module {module!r} is not installed: pip install {_PIP_NAMES.get(module, module)}'
+
+
 def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int:
     """Create a node, spin it until Ctrl-C, SIGTERM or shutdown, destroy it; return the exit status.
 
-    A node with a method `run(executor)` drives the executor itself. An error of this package ends the
-    process with its message in one line and status 1.
+    A node with a method `run(executor)` drives the executor itself. An error of this package, or a module that
+    is not installed, ends the process with its message in one line and status 1.
     """
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.ALL)
     executor = SingleThreadedExecutor()
@@ -241,12 +251,12 @@ def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int
             executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except RCLError:
-        if rclpy.ok():  # else: the context was shut down while the executor was about to wait
+    except RuntimeError:  # RCLError is one
+        if rclpy.ok():  # else: the context was shut down while the executor was about to wait or took a message
             raise
-    except (DecoupledPolicyError, ParameterException) as error:
+    except (DecoupledPolicyError, ParameterException, ModuleNotFoundError) as error:
         logger = node.get_logger() if node is not None else rclpy.logging.get_logger('decoupled_policy_ros')
-        logger.fatal(str(error))
+        logger.fatal(missing_module(error) if isinstance(error, ModuleNotFoundError) else str(error))
         return 1
     finally:
         # Ctrl-C under ros2 launch arrives twice, from the terminal and from launch: the second must not cut this short.

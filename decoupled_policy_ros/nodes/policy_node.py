@@ -30,6 +30,7 @@ from decoupled_policy_ros.nodes.common import (
     STATE,
     RCLError,
     declare_settings,
+    missing_module,
     read_robot,
     read_settings,
     spin_main,
@@ -54,6 +55,9 @@ def _logged(transition: Callable[..., TransitionCallbackReturn]) -> Callable[...
             return transition(self, state)
         except DecoupledPolicyError as error:
             reason = f'{transition.__name__} failed: {error}'
+            self.get_logger().error(reason)
+        except ModuleNotFoundError as error:
+            reason = f'{transition.__name__} failed: {missing_module(error)}'
             self.get_logger().error(reason)
         except Exception as error:
             reason = f'{transition.__name__} failed: {error}'
@@ -114,7 +118,7 @@ class PolicyNode(LifecycleNode):
         self._require_instruction(settings.instruction or self.instruction)
         engine = Engine(policy, settings.denoising_steps, settings.seed, settings.device)
         engine.warm_up()
-        self.outputs = PolicyOutputs(self, robot, self._status, settings.lockstep)
+        self.outputs = PolicyOutputs(self, robot, self._status)
         qos = STATE if settings.lockstep else SENSOR  # a lost picture would make a simulator wait in vain
         self.inputs = Inputs(self, robot, policy.contract, qos, self._on_observed)
         self.loop = PolicyLoop(
@@ -205,7 +209,9 @@ class PolicyNode(LifecycleNode):
             return response
         if not self.loop.enable(request.data):
             response.success = False
-            response.message = f'{self.loop.state}: {self.loop.reason}; deactivate and activate to start again'
+            response.message = (
+                f'{self.loop.state}: {self.loop.reason}; deactivate and activate to start again'
+            )
             return response
         if not request.data:
             self.inputs.clear()  # whoever enables again starts from what was seen since

@@ -55,6 +55,7 @@ class Stream:
 
     topic: str
     buffer: StreamBuffer
+    max_age_s: float
     refused: int = 0
     last_refusal: str = ''
     refused_at: int = -1
@@ -66,6 +67,17 @@ class Stream:
         if len(arrivals) < 2:
             return 0.0
         return (len(arrivals) - 1) / max(time.monotonic() - arrivals[0], 1e-9)
+
+    def trouble(self, name: str, now_ns: int) -> str:
+        """What keeps this stream out of an observation at `now_ns`: silence, or an age beyond its limit."""
+        latest_ns = self.buffer.latest_stamp_ns
+        if latest_ns is None:
+            return f'nothing on {name}'
+        age_s = (now_ns - latest_ns) * 1e-9
+        if abs(age_s) <= self.max_age_s:
+            return ''
+        state = f'{age_s:.3f} s old' if age_s > 0 else f'{-age_s:.3f} s in the future'
+        return f'{name} is {state}, limit {self.max_age_s:g} s'
 
 
 class Inputs:
@@ -94,7 +106,8 @@ class Inputs:
         self._proprioception = Proprioception(robot, Kinematics(robot))
         sources = {spec.name: self._source(spec) for spec in contract.streams}
         self.streams = {
-            spec.name: Stream(sources[spec.name][1], self._buffer(spec)) for spec in contract.streams
+            spec.name: Stream(sources[spec.name][1], self._buffer(spec), spec.max_age_s)
+            for spec in contract.streams
         }
         self._subscriptions = [
             node.create_subscription(kind, topic, partial(self._take, self.streams[name], convert), qos)
@@ -126,11 +139,15 @@ class Inputs:
                 f'{stream_name}_refused': str(stream.refused + stream.buffer.rejected),
                 f'{stream_name}_last_refusal': stream.last_refusal,
             }
-        silent = [stream_name for stream_name, stream in self.streams.items() if not len(stream.buffer)]
+        troubles = [
+            trouble
+            for stream_name, stream in self.streams.items()
+            if (trouble := stream.trouble(stream_name, now_ns))
+        ]
         return DiagnosticStatus(
-            level=DiagnosticStatus.WARN if silent else DiagnosticStatus.OK,
+            level=DiagnosticStatus.WARN if troubles else DiagnosticStatus.OK,
             name=name,
-            message=f'nothing on {", ".join(silent)}' if silent else 'receiving',
+            message='; '.join(troubles) or 'receiving',
             values=[KeyValue(key=key, value=value) for key, value in values.items()],
         )
 

@@ -16,7 +16,7 @@ from std_msgs.msg import Bool, Float64
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-from decoupled_policy_ros.nodes.common import COMMAND, LATCHED, SENSOR, pose_stamped, time_ns
+from decoupled_policy_ros.nodes.common import COMMAND, LATCHED, SENSOR, pose_stamped, time_message, time_ns
 from decoupled_policy_ros.nodes.policy_outputs import trajectory_message
 from decoupled_policy_ros.nodes.sim_robot_node import SimSettings
 from decoupled_policy_ros.observation.messages import (
@@ -174,6 +174,22 @@ def test_a_trajectory_is_followed_by_its_stamps(arm):
     assert arm.stamps_ns('joint_states')[-1] == chunk.end_stamp_ns + PERIOD_NS
     reached = arm.pose(chunk.end_stamp_ns + PERIOD_NS)
     assert -0.10 < reached[1, 3] - start[1, 3] < -0.05
+
+
+def test_a_trajectory_without_a_stamp_starts_when_it_arrives(arm):
+    stamp_ns = arm.reset()
+    start = arm.pose(stamp_ns)
+    poses = np.tile(start, (16, 1, 1))
+    poses[:, 1, 3] -= 0.006 * np.arange(16)
+    message = trajectory_message(Chunk(action_from_pose(poses, -1.0), stamp_ns, 20.0), ROBOT)
+    message.header.stamp = time_message(0)
+    arm.trajectory.publish(message)
+    arm.stamped('joint_states', stamp_ns + 15 * PERIOD_NS)
+    moved_m = [start[1, 3] - arm.pose(stamp_ns + i * PERIOD_NS)[1, 3] for i in (3, 8, 15)]
+    # Along the waypoints, not straight to the last of them.
+    assert moved_m[0] < 0.02
+    assert moved_m[1] < 0.055
+    assert 0.05 < moved_m[2] < 0.10
 
 
 def test_the_gripper_takes_a_width_in_metres(arm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,22 +13,27 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from decoupled_policy_ros.nodes.common import pose_from_position_orientation, time_ns
 from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.robot.poses import GRIPPER_OPEN
 from decoupled_policy_ros.runtime.chunks import interpolate_waypoints
 
 Array = NDArray[np.float64]
-
-OPEN = -1.0
 
 
 class Commands:
     """Target of the arm and of its gripper. Whatever arrives last, a pose or a trajectory, counts.
 
     A command is refused, counted and logged when it isn't finite, names another frame, or was stamped before the
-    last reset. A pose without a stamp is followed, but nobody waits for the next one.
+    last reset. A pose without a stamp is followed, but nobody waits for the next one; a trajectory without one
+    starts when it arrives, as trajectory_msgs has it.
+
+    Args:
+        robot: gives frames and the gripper's range.
+        logger: told of what is refused.
+        now_ns: the simulator's time.
     """
 
-    def __init__(self, robot: RobotDescription, logger: Any):
-        self._robot, self._logger = robot, logger
+    def __init__(self, robot: RobotDescription, logger: Any, now_ns: Callable[[], int]):
+        self._robot, self._logger, self._now_ns = robot, logger, now_ns
         self.refused = 0
         self.reset(np.eye(4), 0)
 
@@ -35,7 +41,7 @@ class Commands:
         """Hold a pose, gripper open, and ignore what was stamped before."""
         self._stamps_ns = [stamp_ns]
         self._waypoints = np.asarray(pose_base_ee, float)[None]
-        self._gripper = OPEN
+        self._gripper = GRIPPER_OPEN
         self._reset_ns = stamp_ns
         self._engaged = False
         self.received = 0
@@ -64,7 +70,7 @@ class Commands:
         except ValueError as error:
             self._refuse(f'target pose: {error}')
             return
-        self._take([stamp_ns], pose[None])
+        self._take([stamp_ns], pose[None], stamped=stamp_ns > 0)
 
     def on_trajectory(self, message: MultiDOFJointTrajectory) -> None:
         """Take a trajectory of one frame, the end effector's; it is followed by stamp."""
@@ -74,7 +80,9 @@ class Commands:
         if list(message.joint_names) != [self._robot.ee_frame] or not message.points:
             self._refuse(f'trajectory of {list(message.joint_names)}, valid: [{self._robot.ee_frame!r}]')
             return
-        stamps_ns = [start_ns + time_ns(point.time_from_start) for point in message.points]
+        stamps_ns = [
+            (start_ns or self._now_ns()) + time_ns(point.time_from_start) for point in message.points
+        ]
         try:
             transforms = [point.transforms[0] for point in message.points]
             waypoints = np.stack(
@@ -86,7 +94,7 @@ class Commands:
         if np.any(np.diff(stamps_ns) <= 0):
             self._refuse('trajectory: times from start must increase')
             return
-        self._take(stamps_ns, waypoints)
+        self._take(stamps_ns, waypoints, stamped=start_ns > 0)
 
     def on_gripper(self, message: Float64) -> None:
         """Take an opening width in metres."""
@@ -95,9 +103,9 @@ class Commands:
             return
         self._gripper = float(self._robot.gripper.normalised_from_width(message.data))
 
-    def _take(self, stamps_ns: list[int], waypoints: Array) -> None:
+    def _take(self, stamps_ns: list[int], waypoints: Array, stamped: bool) -> None:
         self._stamps_ns, self._waypoints = stamps_ns, waypoints
-        self._engaged = stamps_ns[-1] > 0
+        self._engaged = stamped
         self.received += 1
 
     def _accepts(self, frame_id: str, stamp_ns: int) -> bool:

@@ -1,8 +1,9 @@
 """sim_robot_node: a simulated arm behind the topics of a real one.
 
 Publishes joint states, the end-effector pose, cameras and /clock, takes streamed poses, whole trajectories and
-gripper widths. Everything happens in one thread: callbacks are taken between two steps, so a step never sees half a
-command, and OpenGL stays where its context is.
+gripper widths. Remap trajectory:=policy_node/trajectory to follow a policy's whole chunks. Everything happens in
+one thread: callbacks are taken between two steps, so a step never sees half a command, and OpenGL stays where its
+context is.
 
 With `lockstep` a slow machine makes a slow simulation, never a wrong one: while somebody commands, the step from
 t to t + 50 ms is taken only once a command stamped t or later is there.
@@ -92,7 +93,7 @@ class SimRobotNode(Node):
         overview_size = (settings.overview_height, settings.overview_width)
         self.sim = SimRobot(settings.task, self.robot, cameras, settings.seed, overview_size=overview_size)
         self.period_s = 1.0 / self.sim.rate_hz
-        self.commands = Commands(self.robot, self.get_logger())
+        self.commands = Commands(self.robot, self.get_logger(), lambda: self.sim.stamp_ns)
         self.episode = 0
         self.lockstep_timeouts = 0
         self._make_topics()

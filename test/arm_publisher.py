@@ -28,13 +28,14 @@ SPEED_RAD_S = 0.3
 
 def joint_positions(robot, moved_s: float) -> np.ndarray:
     """Arm and fingers (9,) after so many seconds of movement; one of two joints is always under way."""
-    positions = np.concatenate([robot.home_rad, [0.04, -0.04]])
+    positions = np.concatenate([robot.home_rad, 0.04 * np.array(robot.gripper.joint_signs)])
     positions[:2] += 0.1 * np.array([np.sin(moved_s * SPEED_RAD_S * 10), np.cos(moved_s * SPEED_RAD_S * 10)])
     return positions
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
+    parser.add_argument('--robot', default='panda_sim')
     parser.add_argument('--rate-hz', type=float, default=1000.0)
     parser.add_argument('--segments', default='1', help='seconds of moving, resting, moving, ...')
     parser.add_argument('--reverse', action='store_true', help='joints in the opposite order')
@@ -55,14 +56,14 @@ class Arm:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        self.robot = load_robot('panda_sim')
+        self.robot = load_robot(options.robot)
         self.kinematics = Kinematics(self.robot)
         self.names = list(self.robot.all_joint_names)
         reliability = ReliabilityPolicy.BEST_EFFORT if options.best_effort else ReliabilityPolicy.RELIABLE
         qos = QoSProfile(depth=10, reliability=reliability)
         self.node = rclpy.create_node('arm_publisher')
         self.states = self.node.create_publisher(JointState, 'joint_states', qos)
-        self.poses = self.node.create_publisher(PoseStamped, 'current_pose', qos)
+        self.poses = self.node.create_publisher(PoseStamped, self.robot.topics['current_pose'], qos)
 
     def publish(self, k: int, moved: int, moves: bool) -> None:
         """Sample k, after `moved` samples of movement."""

@@ -1,5 +1,6 @@
 """kinematics_recorder_node as a process, over real DDS."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -12,11 +13,13 @@ from arm_publisher import START_NS, joint_positions
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.parameter import Parameter
 from ros_harness import NodeProcess, Peer
+from std_msgs.msg import String
 
 from decoupled_policy_ros.data.motions import motion_actions, read_motions, resample
 from decoupled_policy_ros.nodes.common import LATCHED
 from decoupled_policy_ros.nodes.kinematics_recorder_node import KinematicsRecorderNode, RecorderNodeSettings
-from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.nodes.recorder_worker import PERIOD_S
+from decoupled_policy_ros.robot.description import load_robot, robot_file
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.robot.kinematics import Kinematics
 
@@ -225,6 +228,43 @@ def test_a_robot_that_does_not_exist_ends_the_node_with_one_line(stage, motions_
     assert recorder.process.wait(60) == 1
     assert "no robot 'ur99'" in recorder.output()
     assert 'Traceback' not in recorder.output()
+
+
+def test_no_rest_is_held_in_memory_for_a_second(stage, motions_folder):
+    (idle_s,) = (
+        f.metadata['floating'] for f in dataclasses.fields(RecorderNodeSettings) if f.name == 'idle_time_s'
+    )
+    assert idle_s[1] + PERIOD_S < 1.0
+    recorder = stage.recorder(motions_folder, idle_time_s=2.0)
+    assert recorder.process.wait(60) == 1
+    assert 'idle_time_s' in recorder.output()
+    assert 'Traceback' not in recorder.output()
+
+
+@pytest.mark.parametrize('latched', [False, True])
+def test_the_arm_is_what_robot_description_says_or_else_the_file(stage, motions_folder, latched):
+    """An FR3 whose upper arm is 50 mm longer than that of the file."""
+    urdf = robot_file('fr3').with_suffix('.urdf').read_text()
+    assert urdf.count('0 -0.316 0') == 1
+    longer = urdf.replace('0 -0.316 0', '0 -0.366 0')
+    publisher = stage.peer.create_publisher(String, 'robot_description', LATCHED) if latched else None
+    if publisher:
+        publisher.publish(String(data=longer))
+    timeout_s = 60.0 if latched else 0.3
+    recorder = stage.recorder(motions_folder, robot='fr3', robot_description_timeout_s=timeout_s)
+    arm = stage.arm('--segments', '1', '--rate-hz', '200', '--robot', 'fr3')
+    stage.play(arm)
+    assert recorder.stop() == 0, recorder.output()
+    (motion,) = read_motions(motions_folder)
+    robots = {True: load_robot('fr3', description_xml=longer), False: load_robot('fr3')}
+    expected = motion_actions(Kinematics(robots[latched]), motion.joint_positions)
+    np.testing.assert_allclose(motion.actions, expected, atol=1e-6)
+    other = motion_actions(Kinematics(robots[not latched]), motion.joint_positions)
+    assert np.linalg.norm(motion.actions[:, :3] - other[:, :3], axis=1).min() > 0.04
+    assert motion.fingerprint == Fingerprint.of(robots[latched], 0.0)
+    assert ('no URDF on robot_description within 0.3 s' in recorder.output()) is not latched
+    if publisher:
+        stage.peer.destroy_publisher(publisher)
 
 
 def test_every_parameter_is_described_and_in_the_file(repository, rclpy_context, tmp_path):

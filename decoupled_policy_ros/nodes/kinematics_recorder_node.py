@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
@@ -21,11 +21,11 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
 from decoupled_policy_ros.data.joint_rows import JointRows
-from decoupled_policy_ros.data.motion_files import MotionWriter
-from decoupled_policy_ros.data.motion_recorder import MotionRecorder, MotionSettings
 from decoupled_policy_ros.nodes.common import LATCHED, declare_settings, parameter, read_robot, spin_main
 from decoupled_policy_ros.nodes.recorder_intake import Intake
-from decoupled_policy_ros.nodes.recorder_worker import RecorderWorker, Take
+
+if TYPE_CHECKING:  # they need PyArrow, which rosdep can't install: the node says so if it is missing
+    from decoupled_policy_ros.nodes.recorder_worker import Take
 
 _ADAPT_S = 0.2
 
@@ -51,7 +51,8 @@ class RecorderNodeSettings:
     idle_gripper_speed: float = parameter(
         0.05, 'a gripper slower than this rests (its range is 2, per second)', floating=(1e-3, 10.0)
     )
-    idle_time_s: float = parameter(0.5, 'a rest of this length ends a motion (s)', floating=(0.1, 60.0))
+    # A rest is held in memory until it is over, and whoever kills this node may cost a second at most.
+    idle_time_s: float = parameter(0.5, 'a rest of this length ends a motion (s)', floating=(0.1, 0.75))
     min_motion_s: float = parameter(0.5, 'shorter motions are dropped (s)', floating=(0.05, 60.0))
     max_gap_s: float = parameter(0.15, 'a gap between stamps that ends a motion (s)', floating=(0.001, 10.0))
     residual_limit_m: float = parameter(
@@ -73,6 +74,9 @@ class KinematicsRecorderNode(Node):
     """Records motions for as long as it lives."""
 
     def __init__(self, **options: Any) -> None:
+        from decoupled_policy_ros.data.motion_recorder import MotionRecorder, MotionSettings
+        from decoupled_policy_ros.nodes.recorder_worker import RecorderWorker
+
         super().__init__('kinematics_recorder_node', **options)
         settings = self.settings = declare_settings(self, RecorderNodeSettings)
         self.robot = read_robot(self, settings.robot, settings.robot_description_timeout_s)
@@ -115,6 +119,8 @@ class KinematicsRecorderNode(Node):
         self.get_logger().info(f'recording the motions of {self.robot.name} in {folder.resolve()}')
 
     def _recover(self, folder: Path) -> None:
+        from decoupled_policy_ros.data.motion_files import MotionWriter
+
         for recovery in MotionWriter.recover(folder):
             what = f'{recovery.n_samples} samples in {recovery.path.name}' if recovery.path else 'nothing'
             self.get_logger().warning(

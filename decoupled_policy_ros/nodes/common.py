@@ -252,7 +252,8 @@ def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except RuntimeError:  # RCLError is one
-        if rclpy.ok():  # else: the context was shut down while the executor was about to wait or took a message
+        # The context may be shut down while the executor is about to wait or takes a message.
+        if rclpy.ok():
             raise
     except (DecoupledPolicyError, ParameterException, ModuleNotFoundError) as error:
         logger = node.get_logger() if node is not None else rclpy.logging.get_logger('decoupled_policy_ros')

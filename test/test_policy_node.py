@@ -481,8 +481,12 @@ def test_in_real_time_commands_interpolate_the_chunks(tmp_path, task_folder):
     stamps_ns = [time_ns(command.header.stamp) for command in commands]
     assert max(stamps_ns) < returned_ns
     assert all(a < b for a, b in itertools.pairwise(stamps_ns))
-    errors = [min(_distances(command, chunks)) for command in commands]
-    np.testing.assert_allclose(errors, 0.0, atol=1e-9)
+    # On a busy machine a picture may come too late, and the last command is held: it is said once more, exactly.
+    poses = [pose_from_message(command, ROBOT.base_frame) for command in commands]
+    repeats = [False, *(np.array_equal(a, b) for a, b in itertools.pairwise(poses))]
+    followed = [command for command, repeat in zip(commands, repeats, strict=True) if not repeat]
+    assert len(followed) > 20
+    np.testing.assert_allclose([min(_distances(command, chunks)) for command in followed], 0.0, atol=1e-9)
 
 
 def _distances(command: PoseStamped, chunks: list[MultiDOFJointTrajectory]) -> list[float]:

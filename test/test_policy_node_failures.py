@@ -1,0 +1,185 @@
+"""What policy_node makes of a broken picture, a camera that stops, a middleware that fails, a missing library."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.srv import ChangeState
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from ros_harness import TIMEOUT_S, PolicyPeer, node_process
+from sensor_msgs.msg import CompressedImage, JointState
+from std_srvs.srv import SetBool
+from test_messages import png_of_size
+from untrained import save_untrained_policy
+
+from decoupled_policy_ros.nodes.common import STATE, floats, time_message
+from decoupled_policy_ros.nodes.policy_node import PolicyNode
+from decoupled_policy_ros.robot.description import load_robot, robot_file
+from decoupled_policy_ros.runtime.states import FAILED, FOLLOWING
+
+pytestmark = pytest.mark.process
+
+ROBOT = load_robot('panda_sim')
+CAMERAS = ('agentview', 'wrist')
+REST = np.append(ROBOT.home_rad, [0.04, -0.04])
+SHUTDOWN_INACTIVE = 6
+
+
+@pytest.fixture(scope='module')
+def task_folder(tmp_path_factory) -> Path:
+    return save_untrained_policy(tmp_path_factory.mktemp('models'))
+
+
+class CompressedRobot(PolicyPeer):
+    """A robot at rest with cameras that send PNG, at 20 Hz in real time; `silent` and `broken` name cameras."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joints = self.create_publisher(JointState, 'joint_states', STATE)
+        self.images = {n: self.create_publisher(CompressedImage, f'{n}/image_raw', STATE) for n in CAMERAS}
+        pixels = np.random.default_rng(0).integers(0, 256, (84, 84, 3), dtype=np.uint8)
+        self.png = cv2.imencode('.png', pixels)[1].tobytes()
+        self.silent: set[str] = set()
+        self.broken: set[str] = set()
+        self.create_timer(0.05, self.show)
+
+    def show(self) -> None:
+        stamp = time_message(self.get_clock().now().nanoseconds)
+        joints = JointState(name=list(ROBOT.all_joint_names), position=floats(REST))
+        joints.header.stamp = stamp
+        self.joints.publish(joints)
+        for name in CAMERAS:
+            if name not in self.silent:
+                message = CompressedImage(format='png')
+                message.data = png_of_size(100_000, 100_000) if name in self.broken else self.png
+                message.header.stamp = stamp
+                self.images[name].publish(message)
+        self.broken.clear()
+
+    def report(self, part: str) -> list[DiagnosticStatus]:
+        """Every diagnostic status of 'policy' or 'streams' so far."""
+        arrays: list[DiagnosticArray] = self.received('/diagnostics')
+        return [s for array in arrays for s in array.status if s.name == f'policy_node: {part}']
+
+    def wait_for_report(self, part: str, level: bytes, text: str) -> DiagnosticStatus:
+        """Wait for a new diagnostic status of a level with a text."""
+        self.forget()
+        return self.wait_for(
+            lambda: next((s for s in self.report(part) if s.level == level and text in s.message), None),
+            f'{part} with {text!r}; the last were {[s.message for s in self.report(part)[-3:]]}',
+        )
+
+
+@pytest.fixture
+def robot() -> Iterator[CompressedRobot]:
+    robot = CompressedRobot()
+    yield robot
+    robot.close()
+
+
+def test_compressed_pictures_broken_ones_and_none(robot, task_folder, tmp_path):
+    description = yaml.safe_load(robot_file('panda_sim').read_text())
+    for camera in description['cameras'].values():
+        camera['compressed'] = True
+    file = tmp_path / 'compressed.yaml'
+    file.write_text(yaml.safe_dump(description))
+    parameters = {'robot': str(file), 'task': str(task_folder), 'autostart': True, 'denoising_steps': 2}
+    with node_process('policy_node', tmp_path / 'policy_node.log', parameters) as process:
+        robot.wait_for(lambda: len(robot.received('target_pose')) > 20, 'commands from compressed pictures')
+        robot.wait_for_report('streams', DiagnosticStatus.OK, 'receiving')
+
+        robot.broken = {'agentview'}
+        robot.wait_for(lambda: 'agentview/image_raw: refused: compressed' in process.output(), 'the refusal')
+        values = robot.diagnostics('streams')
+        assert int(values['agentview_refused']) == 1
+        assert "can't be decoded" in values['agentview_last_refusal']
+        robot.forget()
+        robot.wait_for(lambda: len(robot.received('target_pose')) > 20, 'commands after a broken picture')
+
+        robot.silent = {'wrist'}
+        status = robot.wait_for_report('streams', DiagnosticStatus.WARN, 'wrist is ')
+        assert status.message.endswith('s old, limit 0.2 s')
+        assert robot.status('holding', "stream 'wrist' is")
+
+        assert robot.change_state('deactivate')
+        assert robot.status('disabled') == 'disabled: inactive'
+        robot.wait_for_report('policy', DiagnosticStatus.OK, 'disabled: inactive')
+        robot.forget()
+        request = ChangeState.Request()
+        request.transition.id = SHUTDOWN_INACTIVE
+        assert robot.call(ChangeState, 'policy_node/change_state', request).success
+        assert robot.status('disabled') == 'disabled: finalized'
+        assert process.process.poll() is None
+        assert 'Traceback' not in process.output()
+
+
+def test_after_a_failure_enable_says_what_to_do(rclpy_context, task_folder):
+    overrides = {'task': str(task_folder), 'denoising_steps': 2}
+    node = PolicyNode(
+        context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
+    )
+    try:
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        assert enable(node, True).success
+        show_until(node, FOLLOWING)
+        for publisher in (node.outputs._trajectory, node.outputs._target_pose):
+            publisher.handle.destroy_when_not_in_use()  # the middleware takes nothing any more
+        show_until(node, FAILED)
+        for wanted in (True, False):
+            answer = enable(node, wanted)
+            assert not answer.success
+            assert answer.message.startswith('failed: InvalidHandle')
+            assert answer.message.endswith('; deactivate and activate to start again')
+        assert node.loop.report()[0] == FAILED
+    finally:
+        node.destroy_node()
+
+
+def enable(node: PolicyNode, enabled: bool) -> SetBool.Response:
+    return node._on_enable(SetBool.Request(data=enabled), SetBool.Response())
+
+
+def show_until(node: PolicyNode, state: str) -> None:
+    """Fill the buffers at 20 Hz until the policy is in a state."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while node.loop.report()[0] != state:
+        assert time.monotonic() < deadline, node.loop.report()
+        stamp_ns = node.get_clock().now().nanoseconds
+        for name, buffer in node.inputs.buffers.items():
+            buffer.push(stamp_ns, np.zeros((84, 84, 3), np.uint8) if name in CAMERAS else REST)
+        node.loop.notify_observed()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ('executable', 'parameters', 'module'),
+    [
+        ('policy_node', {'autostart': True}, 'torch'),
+        ('kinematics_recorder_node', {'output_dir': 'motions'}, 'pyarrow'),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_in_one_line(
+    monkeypatch, tmp_path, executable, parameters, module
+):
+    missing = tmp_path / 'without'
+    missing.mkdir()
+    (missing / f'{module}.py').write_text(
+        f'raise ModuleNotFoundError("No module named {module!r}", name={module!r})'
+    )
+    monkeypatch.setenv('PYTHONPATH', str(missing), prepend=':')
+    with node_process(executable, tmp_path / 'node.log', parameters) as process:
+        deadline = time.monotonic() + TIMEOUT_S
+        expected = f'Python module {module!r} is not installed: pip install {module}'
+        while expected not in process.output():
+            assert time.monotonic() < deadline, process.output()
+            time.sleep(0.1)
+        if module == 'pyarrow':
+            assert process.process.wait(60) == 1
+    assert 'Traceback' not in process.output()

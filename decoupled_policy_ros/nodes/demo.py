@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,11 +178,13 @@ def _table(summary: dict[str, Any]) -> Table:
 class _Processes:
     """The two nodes, each with a log; ended by their own ids."""
 
-    def __init__(self, commands: dict[str, list[str]], out: Path, domain: int):
-        # One session each: a Ctrl-C in the terminal reaches this process only, which then ends them in order.
-        environment = {**os.environ, 'ROS_DOMAIN_ID': str(domain)}
-        self._logs = {name: out / f'{name}.log' for name in commands}
+    def __init__(self, names: Iterable[str], out: Path):
+        self._logs = {name: out / f'{name}.log' for name in names}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, commands: dict[str, list[str]], domain: int) -> None:
+        """Start each in a session of its own: a Ctrl-C reaches this process only, which then ends them in order."""
+        environment = {**os.environ, 'ROS_DOMAIN_ID': str(domain)}
         for name, command in commands.items():
             with self._logs[name].open('wb') as log:
                 self._running[name] = subprocess.Popen(
@@ -216,11 +218,27 @@ class _Processes:
 
 @contextmanager
 def _processes(commands: dict[str, list[str]], out: Path, domain: int) -> Iterator[_Processes]:
-    processes = _Processes(commands, out, domain)
+    processes = _Processes(commands, out)
     try:
+        with _interrupt_later():
+            processes.start(commands, domain)
         yield processes
     finally:
         processes.end()
+
+
+@contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Hold a Ctrl-C back until the end of the block: one within Popen would leave a child that nobody knows of."""
+    seen: list[int] = []
+    # A function and not SIG_IGN, which the children would inherit.
+    previous = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if seen:
+        raise KeyboardInterrupt
 
 
 @contextmanager

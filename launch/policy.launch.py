@@ -93,6 +93,7 @@ def generate_launch_description() -> LaunchDescription:
     policy = Node(
         package='decoupled_policy_ros',
         executable='policy_node',
+        sigterm_timeout='10',  # a cycle that is being computed on a busy machine is waited for
         name='policy_node',
         namespace=LaunchConfiguration('namespace'),
         output='screen',

@@ -54,6 +54,7 @@ def generate_launch_description() -> LaunchDescription:
     simulator = Node(
         package='decoupled_policy_ros',
         executable='sim_robot_node',
+        sigterm_timeout='10',
         name='sim_robot_node',
         namespace=LaunchConfiguration('namespace'),
         output='screen',

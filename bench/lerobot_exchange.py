@@ -247,7 +247,7 @@ def theirs_here(
 def train(arguments: Arguments, folder: Path, root: Path, mapping: Path, source: Dataset) -> dict[str, Any]:
     """Some Stage 2 steps on the shipped backbone; returns the losses at both ends."""
     from decoupled_policy_ros.training.config import Stage2Config
-    from decoupled_policy_ros.training.stages import train_task
+    from decoupled_policy_ros.training.stage2 import train_task
 
     out = folder / f'{root.name}_task'
     values = {

@@ -17,7 +17,7 @@ import tyro
 
 from decoupled_policy_ros.training.config import Stage2Config, load_config
 from decoupled_policy_ros.training.evaluation import Evaluation, evaluate, wilson_interval
-from decoupled_policy_ros.training.stages import train_task
+from decoupled_policy_ros.training.stage2 import train_task
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES: dict[str, dict[str, object]] = {

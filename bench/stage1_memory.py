@@ -242,7 +242,7 @@ def load(arguments: Arguments) -> dict:
 
 def train(arguments: Arguments) -> dict:
     """A few steps of Stage 1, by the function that the command calls."""
-    from decoupled_policy_ros.training.stages import train_stage1
+    from decoupled_policy_ros.training.stage1 import train_stage1
 
     out = arguments.out / 'stage1_run'
     shutil.rmtree(out, ignore_errors=True)

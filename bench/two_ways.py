@@ -34,7 +34,8 @@ from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.training.config import Optimisation, Stage1Config
 from decoupled_policy_ros.training.loop import Trainer
 from decoupled_policy_ros.training.network import ConditioningConfig, new_backbone
-from decoupled_policy_ros.training.stages import diffusion_loss, train_stage1
+from decoupled_policy_ros.training.runs import diffusion_loss
+from decoupled_policy_ros.training.stage1 import train_stage1
 
 HORIZON, CLEARANCE_M, GOAL_TOLERANCE_M = 16, 0.05, 0.02
 # Twice the longest step of any demonstration is a jump.

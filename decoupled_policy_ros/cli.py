@@ -41,7 +41,8 @@ def train(
         set: overrides such as optimisation.seed=42.
     """
     from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, load_config
-    from decoupled_policy_ros.training.stages import train_stage1, train_task
+    from decoupled_policy_ros.training.stage1 import train_stage1
+    from decoupled_policy_ros.training.stage2 import train_task
 
     if stage == 'stage1':
         sha256 = train_stage1(load_config(config, Stage1Config, parse_overrides(set)), out)

@@ -20,9 +20,12 @@ from decoupled_policy_ros.policy.conditioning import conditioning_for
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.runtime.engine import Engine
-from decoupled_policy_ros.training import stages
+from decoupled_policy_ros.training import stage2
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, load_config
 from decoupled_policy_ros.training.loop import Trainer
+from decoupled_policy_ros.training.runs import diffusion_loss
+from decoupled_policy_ros.training.stage1 import train_stage1
+from decoupled_policy_ros.training.stage2 import train_task
 
 demonstrations = test_training.demonstrations
 
@@ -43,7 +46,7 @@ def stage1(out: Path, kind: str, **changes) -> Path:
         'optimisation': LOOP | {'steps': 2},
         **changes,
     }
-    stages.train_stage1(Stage1Config.model_validate(values), out)
+    train_stage1(Stage1Config.model_validate(values), out)
     return out
 
 
@@ -55,7 +58,7 @@ def test_stage1_then_stage2_leaves_every_byte_of_the_backbone(
     before = (folder / 'backbone.safetensors').read_bytes()
     weights = load_backbone(folder).state_dict()
     used, trainers = [], []
-    original_loss, original_init = stages.diffusion_loss, Trainer.__init__
+    original_loss, original_init = diffusion_loss, Trainer.__init__
 
     def loss(backbone, *rest):
         used.append(backbone)
@@ -66,9 +69,9 @@ def test_stage1_then_stage2_leaves_every_byte_of_the_backbone(
         original_init(trainer, *arguments)
         trainers.append(trainer)
 
-    monkeypatch.setattr(stages, 'diffusion_loss', loss)
+    monkeypatch.setattr(stage2, 'diffusion_loss', loss)
     monkeypatch.setattr(Trainer, '__init__', init)
-    stages.train_task(task_config(demonstrations, folder, optimisation=HARD_LOOP), tmp_path / 'task')
+    train_task(task_config(demonstrations, folder, optimisation=HARD_LOOP), tmp_path / 'task')
     (trainer,) = trainers
     frozen = dict(used[-1].named_parameters())
     assert not {id(p) for p in trainer.parameters} & {id(p) for p in frozen.values()}
@@ -101,7 +104,7 @@ def chunk_of(policy) -> np.ndarray:
 def test_normal_training_trains_the_backbone_too(kind, mechanism, demonstrations, tmp_path):
     conditioning = {'kind': mechanism}
     config = task_config(demonstrations, sizes(kind), conditioning=conditioning, optimisation=HARD_LOOP)
-    stages.train_task(config, tmp_path, normal=True)
+    train_task(config, tmp_path, normal=True)
     hashes = json.loads((tmp_path / 'run.json').read_text())['backbone_weights_sha256']
     assert hashes['before'] != hashes['after']
     policy = load_policy(tmp_path, load_robot('panda_sim'))
@@ -128,7 +131,7 @@ def test_stage2_takes_the_objective_of_its_backbone(demonstrations, tmp_path):
     original = torch.nn.functional.mse_loss
     try:
         torch.nn.functional.mse_loss = lambda output, target: seen.append(target) or original(output, target)
-        stages.train_task(task_config(demonstrations, folder), tmp_path / 'task')
+        train_task(task_config(demonstrations, folder), tmp_path / 'task')
     finally:
         torch.nn.functional.mse_loss = original
     # The velocity eps - x_0 has more variance than the noise alone, whose components have variance one.
@@ -149,16 +152,16 @@ def test_stage2_takes_the_objective_of_its_backbone(demonstrations, tmp_path):
 def test_a_choice_that_the_frozen_backbone_contradicts_is_refused(chosen, message, demonstrations, tmp_path):
     folder = stage1(tmp_path / 'backbone', 'dp_mlp')
     with pytest.raises(ConfigError, match=message):
-        stages.train_task(task_config(demonstrations, folder, **chosen), tmp_path / 'task')
+        train_task(task_config(demonstrations, folder, **chosen), tmp_path / 'task')
     same = {'conditioning': {'kind': 'film'}, 'objective': {'prediction': 'epsilon'}}
-    stages.train_task(task_config(demonstrations, folder, **same), tmp_path / 'task')
+    train_task(task_config(demonstrations, folder, **same), tmp_path / 'task')
 
 
 @pytest.mark.parametrize('normal', [True, False])
 def test_a_backbone_and_a_recipe_that_do_not_go_together_are_refused(normal, demonstrations, tmp_path):
     backbone = Path('somewhere') if normal else sizes('dp_t')
     with pytest.raises(TrainingError, match='leave it out' if normal else 'stage2 needs `backbone`'):
-        stages.train_task(task_config(demonstrations, backbone), tmp_path, normal=normal)
+        train_task(task_config(demonstrations, backbone), tmp_path, normal=normal)
 
 
 def test_sections_of_a_configuration_choose_kind_mechanism_and_objective(tmp_path):
@@ -213,7 +216,7 @@ def test_a_training_step_of_the_full_size_dp_c_runs():
     assert sum(p.numel() for p in parameters) == 243_925_514 + 131_712 + 28_672 * (128 + 274 + 1)
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
     before = [p.detach().flatten()[0].clone() for p in parameters]
-    loss = stages.diffusion_loss(backbone, conditioning, torch.randn(2, 16, 10), torch.randn(2, 274))
+    loss = diffusion_loss(backbone, conditioning, torch.randn(2, 16, 10), torch.randn(2, 274))
     loss.backward()
     optimiser.step()
     assert 0 < float(loss.detach()) < 100

@@ -20,9 +20,11 @@ from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.policy import load_policy
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.kinematics import Kinematics
-from decoupled_policy_ros.training import stages
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, load_config
+from decoupled_policy_ros.training.runs import identity_of
 from decoupled_policy_ros.training.sources import load_demonstrations, load_motion_windows
+from decoupled_policy_ros.training.stage1 import train_stage1
+from decoupled_policy_ros.training.stage2 import train_task
 
 SMALL = {'width': 32, 'hidden': 64, 'blocks': 2, 'time_width': 16}
 LOOP = {'steps': 6, 'batch_size': 4, 'warmup_steps': 2, 'checkpoint_every': 2, 'threads': 1}
@@ -68,7 +70,7 @@ def stage2(dataset, **changes) -> Stage2Config:
 
 
 def test_a_robomimic_file_trains_both_stages(robomimic, episodes, robot, tmp_path):
-    stages.train_stage1(stage1({'demonstrations': str(robomimic)}, {'synthetic': 5}), tmp_path / 'b')
+    train_stage1(stage1({'demonstrations': str(robomimic)}, {'synthetic': 5}), tmp_path / 'b')
     config = stage2(
         robomimic, backbone=str(tmp_path / 'b'), cameras={'overhead': 'agentview', 'wrist': 'wrist'},
         image_size=[80, 84], filter_key='train', encoder={'crop': 72, 'base_channels': 16, 'keypoints': 4},
@@ -80,7 +82,7 @@ def test_a_robomimic_file_trains_both_stages(robomimic, episodes, robot, tmp_pat
     assert {name: tuple(values.shape[1:]) for name, values in data.streams.items()} == {
         'overhead': (80, 84, 3), 'wrist': (80, 84, 3), 'proprioception': (9,),
     }  # fmt: skip
-    stages.train_task(config, tmp_path / 't')
+    train_task(config, tmp_path / 't')
     policy = load_policy(tmp_path / 't', robot, tmp_path / 'b')
     assert policy.task.instruction == 'Stack_D1'
     assert policy.contract.names == ('overhead', 'wrist', 'proprioception')
@@ -128,8 +130,8 @@ def test_episodes_that_did_not_work_out_are_left_out_on_request(robot, tmp_path)
     np.testing.assert_array_equal(chosen.actions, np.concatenate([arrays[1], arrays[3]]).astype('f'))
     config = stage2(tmp_path / 'd', only_successful=True, every=2)
     assert len(load_demonstrations(config, 16, robot, 10.0).actions) == 20
-    assert 'only_successful' not in stages._identity(stage2(tmp_path / 'd'))
-    assert stages._identity(config)['only_successful'] == 'true'
+    assert 'only_successful' not in identity_of(stage2(tmp_path / 'd'))
+    assert identity_of(config)['only_successful'] == 'true'
 
 
 def test_success_is_not_asked_of_what_has_no_labels(robomimic, robot):

@@ -21,10 +21,13 @@ from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.policy import load_backbone, load_policy, save_backbone
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.kinematics import Kinematics
-from decoupled_policy_ros.training import stages
+from decoupled_policy_ros.training import stage2
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, load_config
 from decoupled_policy_ros.training.loop import Trainer, ema_decay, learning_rate
+from decoupled_policy_ros.training.runs import diffusion_loss
 from decoupled_policy_ros.training.sources import load_demonstrations, load_motion_windows
+from decoupled_policy_ros.training.stage1 import train_stage1
+from decoupled_policy_ros.training.stage2 import train_task
 
 SMALL = {'width': 32, 'hidden': 64, 'blocks': 2, 'time_width': 16}
 LOOP = {'steps': 6, 'batch_size': 4, 'warmup_steps': 2, 'checkpoint_every': 2, 'threads': 1}
@@ -70,7 +73,7 @@ def backbone(tmp_path_factory) -> Path:
             'optimisation': LOOP,
         }
     )
-    stages.train_stage1(config, out)
+    train_stage1(config, out)
     return out
 
 
@@ -112,7 +115,7 @@ def test_stage1_learns_from_demonstrations_too(demonstrations, tmp_path):
             'optimisation': LOOP | {'steps': 300, 'batch_size': 32, 'learning_rate': 1e-3},
         }
     )
-    stages.train_stage1(config, tmp_path)
+    train_stage1(config, tmp_path)
     assert np.mean(losses(tmp_path)[-20:]) < 0.7 * np.mean(losses(tmp_path)[:20])
 
 
@@ -151,7 +154,7 @@ def test_recordings_without_a_usable_piece_are_refused_with_the_reason(tmp_path)
 
 def test_stage2_trains_the_task_and_leaves_every_byte_of_the_backbone(demonstrations, backbone, tmp_path):
     before = (backbone / 'backbone.safetensors').read_bytes()
-    stages.train_task(
+    train_task(
         task_config(
             demonstrations, backbone, cameras=['wrist'], encoder={'base_channels': 16, 'keypoints': 4}
         ),
@@ -167,23 +170,23 @@ def test_stage2_trains_the_task_and_leaves_every_byte_of_the_backbone(demonstrat
 
 
 def test_a_backbone_that_changes_in_stage2_is_noticed(demonstrations, backbone, tmp_path, monkeypatch):
-    original = stages.diffusion_loss
+    original = diffusion_loss
 
     def meddling(backbone, *rest):
         with torch.no_grad():
             backbone.denoiser.head.bias += 1e-3
         return original(backbone, *rest)
 
-    monkeypatch.setattr(stages, 'diffusion_loss', meddling)
+    monkeypatch.setattr(stage2, 'diffusion_loss', meddling)
     with pytest.raises(TrainingError, match='the frozen backbone changed'):
-        stages.train_task(task_config(demonstrations, backbone), tmp_path)
+        train_task(task_config(demonstrations, backbone), tmp_path)
     assert not (tmp_path / 'task.json').exists()
 
 
 @pytest.mark.parametrize('normal', [True, False], ids=['normal', 'random-frozen'])
 def test_a_backbone_without_stage1_is_written_beside_its_task(demonstrations, tmp_path, normal):
     config = task_config(demonstrations, SMALL, random_backbone=not normal)
-    stages.train_task(config, tmp_path, normal=normal)
+    train_task(config, tmp_path, normal=normal)
     policy = load_policy(tmp_path, load_robot('panda_sim'))
     trained = json.loads((tmp_path / 'run.json').read_text())['trained_parameters']
     sizes = [sum(p.numel() for p in module.parameters()) for module in (policy.task, policy.backbone)]
@@ -237,9 +240,9 @@ def test_a_killed_run_resumes_with_the_same_losses(demonstrations, backbone, tmp
 def test_a_checkpoint_of_another_configuration_is_refused_naming_what_differs(
     demonstrations, backbone, tmp_path
 ):
-    stages.train_task(task_config(demonstrations, backbone), tmp_path)
+    train_task(task_config(demonstrations, backbone), tmp_path)
     with pytest.raises(TrainingError, match='batch_size: 4 there, 5 here'):
-        stages.train_task(
+        train_task(
             task_config(demonstrations, backbone, optimisation=LOOP | {'batch_size': 5}), tmp_path
         )
 
@@ -247,12 +250,12 @@ def test_a_checkpoint_of_another_configuration_is_refused_naming_what_differs(
 def test_a_damaged_checkpoint_is_named(demonstrations, backbone, tmp_path):
     (tmp_path / 'checkpoint.safetensors').write_bytes(b'nothing of use')
     with pytest.raises(TrainingError, match='damaged'):
-        stages.train_task(task_config(demonstrations, backbone), tmp_path)
+        train_task(task_config(demonstrations, backbone), tmp_path)
 
 
 def test_a_dataset_without_the_camera_is_refused(demonstrations, backbone, tmp_path):
     with pytest.raises(DatasetError, match='overhead'):
-        stages.train_task(task_config(demonstrations, backbone, cameras=['overhead']), tmp_path)
+        train_task(task_config(demonstrations, backbone, cameras=['overhead']), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +272,7 @@ def test_a_dataset_of_another_arm_or_rate_is_refused_with_both_values(demonstrat
 
 def test_a_backbone_of_another_arm_is_refused_before_training(demonstrations, backbone, tmp_path):
     with pytest.raises(FingerprintMismatch, match=r"backbone 'small'.*robot 'fr3'"):
-        stages.train_task(task_config(demonstrations, backbone, robot='fr3'), tmp_path)
+        train_task(task_config(demonstrations, backbone, robot='fr3'), tmp_path)
 
 
 @pytest.mark.parametrize('beyond_m', [-0.0015, 0.0015], ids=['below', 'above'])
@@ -283,20 +286,20 @@ def test_demonstrations_outside_the_backbones_range_are_refused(demonstrations, 
     loaded.normaliser.fit(corners)
     save_backbone(tmp_path / 'narrow', loaded)
     with pytest.raises(TrainingError, match=rf'y [^,]*{actions[row, 1]:.3f}.*can express'):
-        stages.train_task(task_config(demonstrations, tmp_path / 'narrow'), tmp_path / 'task')
+        train_task(task_config(demonstrations, tmp_path / 'narrow'), tmp_path / 'task')
     corners[0 if beyond_m < 0 else 1, 1] += beyond_m / 2
     loaded.normaliser.fit(corners)
     save_backbone(tmp_path / 'narrow', loaded)
-    stages.train_task(task_config(demonstrations, tmp_path / 'narrow'), tmp_path / 'task')
+    train_task(task_config(demonstrations, tmp_path / 'narrow'), tmp_path / 'task')
 
 
 def test_a_device_that_is_not_there_is_refused_before_data_is_read(tmp_path):
     loop = LOOP | {'device': 'cuda:99'}
     missing = {'name': 'b', 'robot': 'panda_sim', 'sources': [{'recorded': 'no/such/folder'}]}
     with pytest.raises(ConfigError, match=r"device 'cuda:99' is not usable here .*valid: cpu"):
-        stages.train_stage1(Stage1Config.model_validate({**missing, 'optimisation': loop}), tmp_path)
+        train_stage1(Stage1Config.model_validate({**missing, 'optimisation': loop}), tmp_path)
     with pytest.raises(ConfigError, match=r"device 'cuda:99' is not usable here .*valid: cpu"):
-        stages.train_task(task_config(tmp_path / 'missing', None, optimisation=loop), tmp_path)
+        train_task(task_config(tmp_path / 'missing', None, optimisation=loop), tmp_path)
 
 
 def test_a_crop_larger_than_the_image_is_refused(demonstrations, backbone, tmp_path):
@@ -304,7 +307,7 @@ def test_a_crop_larger_than_the_image_is_refused(demonstrations, backbone, tmp_p
         demonstrations, backbone, cameras=['wrist'], encoder={'crop': 85, 'base_channels': 16}
     )
     with pytest.raises(ConfigError, match=r"encoder.crop is 85 pixels.*'wrist' are 84x84; valid: 1 to 84"):
-        stages.train_task(config, tmp_path)
+        train_task(config, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -1,0 +1,56 @@
+"""Stage 1: a backbone from motion alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from decoupled_policy_ros.policy.checkpoint import save_backbone
+from decoupled_policy_ros.policy.conditioning import conditioning_for
+from decoupled_policy_ros.policy.encoders import VectorEncoder
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.fingerprint import Fingerprint
+from decoupled_policy_ros.training.config import Stage1Config
+from decoupled_policy_ros.training.loop import Trainer
+from decoupled_policy_ros.training.network import new_backbone
+from decoupled_policy_ros.training.report import write_report
+from decoupled_policy_ros.training.runs import diffusion_loss, identity_of, prepare, provenance_of
+from decoupled_policy_ros.training.sources import load_motion_windows
+
+
+def train_stage1(config: Stage1Config, out: Path) -> str:
+    """Pretrain a backbone on motion; its joint-conditioned conditioning network is thrown away.
+
+    The condition is the whole aligned window of joint positions (16 x 8), the target the window of poses.
+
+    Returns:
+        sha256 of the backbone written to `out`.
+    """
+    robot = load_robot(config.robot)
+    optimisation = prepare(config.optimisation)
+    windows, provenance = load_motion_windows(config, robot)
+    torch.manual_seed(optimisation.seed)
+    fingerprint = Fingerprint.of(robot, config.rate_hz)
+    backbone = new_backbone(config.backbone, config.conditioning, config.objective, fingerprint, config.name)
+    backbone.normaliser.fit(windows.actions)
+    joint_dim = windows.joints.shape[1]
+    encoder = VectorEncoder(joint_dim)
+    encoder.normaliser.fit(windows.joints)
+    conditioning = conditioning_for(backbone.denoiser, config.backbone.horizon, joint_dim)
+    module = nn.ModuleDict({'backbone': backbone, 'encoder': encoder, 'conditioning': conditioning})
+    module.to(optimisation.device)
+    joints, actions = torch.from_numpy(windows.joints), torch.from_numpy(windows.actions)
+
+    def loss() -> Tensor:
+        batch = windows.draw(optimisation.batch_size)
+        features = encoder(joints[batch].to(optimisation.device)).flatten(1)
+        return diffusion_loss(backbone, conditioning, actions[batch].to(optimisation.device), features)
+
+    trainer = Trainer(module, loss, optimisation, out, identity_of(config))
+    trainer.run()
+    backbone.provenance = provenance_of('stage1', {'sources': provenance}, trainer)
+    sha256 = save_backbone(out, backbone.cpu())
+    write_report(out, 'stage1', config, trainer, {'backbone_sha256': sha256, 'sources': provenance})
+    return sha256

@@ -57,6 +57,9 @@ class MotionSource(_Strict):
         default=None, description='dataset of any kind; its achieved poses are used'
     )
     synthetic: PositiveInt | None = Field(default=None, description='number of minimum-jerk joint paths')
+    robot: str | None = Field(
+        default=None, description="the arm that moved, where it is another than the backbone's"
+    )
     mapping: str | None = Field(
         default=None, description="what the columns of somebody's LeRobot dataset mean"
     )
@@ -85,6 +88,10 @@ class Stage1Config(_Strict):
     backbone: BackboneSize = DPMLPSize()
     conditioning: ConditioningConfig | None = Field(default=None, description="the backbone's own by default")
     objective: ScheduleConfig = ScheduleConfig()
+    condition: Literal['joint_positions', 'poses', 'none'] = Field(
+        default='joint_positions',
+        description='joint-conditioned, self-conditioned (on the poses that are the target), unconditional',
+    )
     optimisation: Optimisation
 
     @model_validator(mode='after')

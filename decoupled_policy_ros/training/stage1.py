@@ -17,13 +17,14 @@ from decoupled_policy_ros.training.loop import Trainer
 from decoupled_policy_ros.training.network import new_backbone
 from decoupled_policy_ros.training.report import write_report
 from decoupled_policy_ros.training.runs import diffusion_loss, identity_of, prepare, provenance_of
-from decoupled_policy_ros.training.sources import load_motion_windows
+from decoupled_policy_ros.training.sources import MotionWindows, load_motion_windows
 
 
 def train_stage1(config: Stage1Config, out: Path) -> str:
-    """Pretrain a backbone on motion; its joint-conditioned conditioning network is thrown away.
+    """Pretrain a backbone on motion; its conditioning network is thrown away.
 
-    The condition is the whole aligned window of joint positions (16 x 8), the target the window of poses.
+    The target is a window of poses (16 x 10). The condition is the aligned window of joint positions (16 x 8), of
+    the poses themselves, or nothing; see `Stage1Config.condition`.
 
     Returns:
         sha256 of the backbone written to `out`.
@@ -35,22 +36,31 @@ def train_stage1(config: Stage1Config, out: Path) -> str:
     fingerprint = Fingerprint.of(robot, config.rate_hz)
     backbone = new_backbone(config.backbone, config.conditioning, config.objective, fingerprint, config.name)
     backbone.normaliser.fit(windows.actions)
-    joint_dim = windows.joints.shape[1]
-    encoder = VectorEncoder(joint_dim)
-    encoder.normaliser.fit(windows.joints)
-    conditioning = conditioning_for(backbone.denoiser, config.backbone.horizon, joint_dim)
+    conditions = _conditions(config.condition, windows)
+    encoder = VectorEncoder(conditions.shape[1])
+    encoder.normaliser.fit(conditions)
+    conditioning = conditioning_for(backbone.denoiser, config.backbone.horizon, conditions.shape[1])
     module = nn.ModuleDict({'backbone': backbone, 'encoder': encoder, 'conditioning': conditioning})
     module.to(optimisation.device)
-    joints, actions = torch.from_numpy(windows.joints), torch.from_numpy(windows.actions)
+    actions = torch.from_numpy(windows.actions)
 
     def loss() -> Tensor:
         batch = windows.draw(optimisation.batch_size)
-        features = encoder(joints[batch].to(optimisation.device)).flatten(1)
+        features = encoder(conditions[batch].to(optimisation.device)).flatten(1)
         return diffusion_loss(backbone, conditioning, actions[batch].to(optimisation.device), features)
 
     trainer = Trainer(module, loss, optimisation, out, identity_of(config))
     trainer.run()
-    backbone.provenance = provenance_of('stage1', {'sources': provenance}, trainer)
+    backbone.provenance = provenance_of(
+        'stage1', {'sources': provenance, 'condition': config.condition}, trainer
+    )
     sha256 = save_backbone(out, backbone.cpu())
     write_report(out, 'stage1', config, trainer, {'backbone_sha256': sha256, 'sources': provenance})
     return sha256
+
+
+def _conditions(kind: str, windows: MotionWindows) -> Tensor:
+    """What a frame of each motion is conditioned by, (F, n)."""
+    if kind == 'none':
+        return torch.zeros(1, 1).expand(len(windows.actions), 1)
+    return torch.from_numpy(windows.joints if kind == 'joint_positions' else windows.actions)

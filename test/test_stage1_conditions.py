@@ -1,0 +1,58 @@
+"""Stage 1's three conditions: joint positions, the poses themselves, nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from decoupled_policy_ros.data.datasets.windows import Windows
+from decoupled_policy_ros.policy import load_backbone
+from decoupled_policy_ros.training import stage1
+from decoupled_policy_ros.training.config import Stage1Config
+from decoupled_policy_ros.training.sources import MotionWindows
+
+VALUES = {
+    'name': 'small',
+    'robot': 'panda_sim',
+    'sources': [{'synthetic': 3}],
+    'backbone': {'width': 32, 'hidden': 64, 'blocks': 2, 'time_width': 16},
+    'optimisation': {'steps': 3, 'batch_size': 4, 'warmup_steps': 1, 'threads': 1},
+}
+
+
+def test_the_condition_is_what_its_name_says():
+    rng = np.random.default_rng(0)
+    joints, actions = (rng.normal(size=(20, n)).astype(np.float32) for n in (8, 10))
+    windows = MotionWindows(joints, actions, Windows(np.array([20]), 16, 1))
+    assert np.array_equal(stage1._conditions('joint_positions', windows), joints)
+    assert np.array_equal(stage1._conditions('poses', windows), actions)
+    nothing = stage1._conditions('none', windows)
+    assert nothing.shape == (20, 1) and not nothing.any()
+
+
+@pytest.mark.parametrize('condition', ['joint_positions', 'poses', 'none'])
+def test_each_condition_trains_a_backbone(condition, tmp_path, monkeypatch):
+    seen = []
+    original = stage1.diffusion_loss
+
+    def watched(backbone, conditioning, actions, features):
+        seen.append((actions, features))
+        return original(backbone, conditioning, actions, features)
+
+    monkeypatch.setattr(stage1, 'diffusion_loss', watched)
+    stage1.train_stage1(Stage1Config.model_validate(VALUES | {'condition': condition}), tmp_path)
+    backbone = load_backbone(tmp_path)
+    assert backbone.provenance['data']['condition'] == condition
+    actions, features = seen[0]
+    if condition == 'none':  # says nothing of the window
+        assert torch.equal(features, features[:1].expand_as(features))
+    else:  # tells windows apart, and poses tell all of them: the same number for the same pose
+        assert len(features.unique(dim=0)) == len(actions.unique(dim=0))
+    assert features.shape[1] == 16 * {'joint_positions': 8, 'poses': 10, 'none': 1}[condition]
+
+
+def test_an_unknown_condition_is_refused():
+    with pytest.raises(ValidationError, match='joint_positions'):
+        Stage1Config.model_validate(VALUES | {'condition': 'vision'})

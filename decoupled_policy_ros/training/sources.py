@@ -27,7 +27,7 @@ from decoupled_policy_ros.data.readers.opening import open_demonstrations
 from decoupled_policy_ros.data.readers.views import labels_of, only_successful
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
-from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.robot.poses import ACTION_DIM
 from decoupled_policy_ros.training.config import MotionSource, Stage1Config, Stage2Config
@@ -38,7 +38,8 @@ class MotionWindows:
     """Aligned windows of joints and poses.
 
     Attributes:
-        joints: (F, 8) arm joints in rad and the gripper in [-1, 1].
+        joints: (F, J) arm joints in rad and the gripper in [-1, 1], 8 columns for an arm of 7 joints. Where motion is
+            of several arms, each has columns of its own, which are zero in the motion of the others.
         actions: (F, 10) end-effector poses.
         windows: one for each frame, clamped at the ends of a motion.
         shares: (S, 3) first window, end and weight of each source; None where all windows are drawn alike.
@@ -63,9 +64,10 @@ class MotionWindows:
 
 @dataclass(frozen=True)
 class _Motions:
-    """Motions of one source: how long each is, known before they are read."""
+    """Motions of one source: whose they are, and how long each is, known before they are read."""
 
     source: MotionSource
+    arm: Fingerprint
     lengths: NDArray[np.int64]
     motions: Iterable[Motion]
     notes: dict[str, object]
@@ -74,33 +76,52 @@ class _Motions:
 def load_motion_windows(config: Stage1Config, robot: RobotDescription) -> tuple[MotionWindows, list[dict]]:
     """All windows of a Stage 1 configuration, and what they came from.
 
-    Joints and poses of all sources stand in memory once, 72 bytes a frame; nothing else grows with the frames.
+    Poses of another arm's motion are taken as they are, each in the base frame of the arm that moved: what the target
+    arm will be commanded is a pose of its tool, whatever joints it takes.
+
+    Joints and poses of all sources stand in memory once, 72 bytes a frame of 7 joints; nothing else grows with them.
 
     Raises:
         DatasetError: a source is empty, or its samples are too far apart.
-        FingerprintMismatch: a source's kinematics differ from the robot's.
+        FingerprintMismatch: a source's kinematics differ from those of the arm that it is said to be of.
     """
-    sources = [_motions_of(source, robot, config) for source in config.sources]
+    sources = [_motions_of(source, _arm_of(source, robot), config) for source in config.sources]
     frames = [int(source.lengths.sum()) for source in sources]
-    joints = np.empty((sum(frames), len(robot.joint_names) + 1), np.float32)
+    columns, width = _joint_columns([source.arm for source in sources])
+    joints = np.zeros((sum(frames), width), np.float32)
     actions = np.empty((sum(frames), ACTION_DIM), np.float32)
     first = 0
     for source in sources:
         for motion in source.motions:
             rows = slice(first, first + len(motion))
-            joints[rows], actions[rows] = motion.joint_positions, motion.actions
+            joints[rows, columns[source.arm]], actions[rows] = motion.joint_positions, motion.actions
             first = rows.stop
+    own = Fingerprint.of(robot, config.rate_hz)
     provenance = [
         {
             **s.source.model_dump(exclude_none=True, mode='json'),
             'motions': len(s.lengths),
             'frames': n,
+            **({} if s.arm == own else {'fingerprint': s.arm.to_dict()}),
             **s.notes,
         }
         for s, n in zip(sources, frames, strict=True)
     ]
     windows = Windows(np.concatenate([source.lengths for source in sources]), config.backbone.horizon, 1)
     return MotionWindows(joints, actions, windows, _shares(config.sources, frames)), provenance
+
+
+def _arm_of(source: MotionSource, robot: RobotDescription) -> RobotDescription:
+    return robot if source.robot is None else load_robot(source.robot)
+
+
+def _joint_columns(arms: list[Fingerprint]) -> tuple[dict[Fingerprint, slice], int]:
+    """Each arm's columns, and how many there are: two arms in the same ones would be taken for one another."""
+    columns: dict[Fingerprint, slice] = {}
+    width = 0
+    for arm in dict.fromkeys(arms):
+        columns[arm] = slice(width, width := width + len(arm.joint_names) + 1)
+    return columns, width
 
 
 def _shares(sources: list[MotionSource], frames: list[int]) -> Tensor | None:
@@ -113,26 +134,27 @@ def _shares(sources: list[MotionSource], frames: list[int]) -> Tensor | None:
 
 def _motions_of(source: MotionSource, robot: RobotDescription, config: Stage1Config) -> _Motions:
     rate_hz = config.rate_hz
+    arm = Fingerprint.of(robot, rate_hz)
     if source.demonstrations is not None:
-        return _demonstrated_motions(source, source.demonstrations, robot, rate_hz)
+        return _demonstrated_motions(source, source.demonstrations, robot, arm)
     if source.synthetic is not None:
         motions = synth_motions(robot, source.synthetic, config.optimisation.seed, rate_hz)
     else:
         assert source.recorded is not None  # a source has exactly one of the three
         motions = _recorded_motions(source.recorded, rate_hz)
-        expected = Fingerprint.of(robot, rate_hz)
         for motion in motions:
             motion.fingerprint.require_equal(
-                expected,
+                arm,
                 what=str(source.recorded),
                 other_what=f'robot {robot.name!r} at {rate_hz} Hz',
             )
-    return _Motions(source, np.array([len(motion) for motion in motions], np.int64), motions, {})
+    return _Motions(source, arm, np.array([len(motion) for motion in motions], np.int64), motions, {})
 
 
 def _demonstrated_motions(
-    source: MotionSource, path: Path, robot: RobotDescription, rate_hz: float
+    source: MotionSource, path: Path, robot: RobotDescription, arm: Fingerprint
 ) -> _Motions:
+    rate_hz = arm.rate_hz
     dataset = open_demonstrations(path, robot, source.mapping, source.filter_key, recorded_hz=rate_hz)
     lengths = resampled_lengths(dataset.lengths, dataset.rate_hz, rate_hz)
     notes: dict[str, object] = {}
@@ -141,7 +163,7 @@ def _demonstrated_motions(
             'rate_hz': dataset.rate_hz,
             'resampled': f'joints interpolated to {rate_hz:g} Hz, poses by FK',
         }
-    return _Motions(source, lengths, demonstration_motions(dataset, robot, rate_hz), notes)
+    return _Motions(source, arm, lengths, demonstration_motions(dataset, robot, rate_hz), notes)
 
 
 def _recorded_motions(folder: Path, rate_hz: float) -> list[Motion]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from foreign_files import droid_columns, truths, write_lerobot, write_robomimic
 
+from decoupled_policy_ros import cli
 from decoupled_policy_ros.data.datasets.dataset import DatasetSpec, DatasetWriter
 from decoupled_policy_ros.data.motions.motions import Motion, motion_actions, synth_motions
+from decoupled_policy_ros.data.motions.recorder import MotionRecorder
 from decoupled_policy_ros.errors import FingerprintMismatch, TrainingError
 from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.policy import load_backbone, load_policy
@@ -151,3 +160,126 @@ def test_motion_of_an_arm_that_it_is_not_said_to_be_of_is_refused(panda, of_ur5e
         FingerprintMismatch, match=f'base_frame: .* has {really!r}, robot {said or "panda_sim"!r}'
     ):
         load_motion_windows(stage1({'demonstrations': str(of_ur5e), 'robot': said}), panda)
+
+
+# --- every kind of motion, from its files to the backbone ------------------------------------------
+
+
+def recording(folder: Path, robot: RobotDescription) -> Path:
+    """Two seconds as kinematics_recorder_node keeps them."""
+    motion = near_home(robot, 0.2)
+    recorder = MotionRecorder(folder, robot)
+    recorder.push(motion.stamps_ns, motion.joint_positions.astype(float))
+    recorder.finish()
+    return folder
+
+
+def droid_lerobot(root: Path, robot: RobotDescription) -> Path:
+    """DROID's LeRobot port: 15 Hz, poses of a point on the hand, a gripper that counts up as it closes."""
+    made = truths(robot, 2, seed=5, rate_hz=15.0)
+    cameras = {c: [e.images for e in made] for c in ('wrist_left', 'exterior_1_left', 'exterior_2_left')}
+    return write_lerobot(root, [droid_columns(e, np.eye(4)) for e in made], 15, ['x', 'y'], cameras)
+
+
+@pytest.fixture
+def droid_rlds(panda, tmp_path, monkeypatch) -> Path:
+    """DROID's own files. Reading their bytes is tensorflow_datasets' part, of which this is the one call in use."""
+    made = [droid_columns(e, np.eye(4)) for e in truths(panda, 2, seed=5, rate_hz=15.0)]
+    groups = {'observation': 'observation.state.', 'action_dict': 'action.'}
+
+    def step(columns: dict[str, np.ndarray], k: int) -> dict:
+        found = {
+            group: {name.removeprefix(start): c[k] for name, c in columns.items() if name.startswith(start)}
+            for group, start in groups.items()
+        }
+        return {**found, 'language_instruction': b'move the cup'}
+
+    def as_dataset(split: str, **how: object) -> list[dict]:
+        assert split == 'train' and how['shuffle_files'] is False
+        return [
+            {
+                'steps': SimpleNamespace(
+                    as_numpy_iterator=lambda c=c: (
+                        step(c, k) for k in range(len(c['action.gripper_position']))
+                    )
+                )
+            }
+            for c in made
+        ]
+
+    tfds = ModuleType('tensorflow_datasets')
+    tfds.decode = SimpleNamespace(SkipDecoding=object)
+    tfds.ReadConfig = SimpleNamespace
+    tfds.builder_from_directory = lambda path: SimpleNamespace(as_dataset=as_dataset)
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', tfds)
+    (tmp_path / 'droid').mkdir()
+    (tmp_path / 'droid' / 'droid-train.tfrecord-00000-of-00001').touch()
+    return tmp_path / 'droid'
+
+
+SOURCES: dict[str, Callable[..., list[dict]]] = {
+    "the task's own motion": lambda make: [{'demonstrations': make('of_panda')}],
+    'what the recorder kept': lambda make: [{'recorded': make('recording')}],
+    'motion of other tasks': lambda make: [
+        {'demonstrations': make('robomimic')},
+        {'demonstrations': make('of_panda')},
+    ],
+    'synthetic minimum-jerk': lambda make: [{'synthetic': 5}],
+    'another arm': lambda make: [{'demonstrations': make('of_ur5e'), 'robot': 'ur5e_sim'}],
+    'synthetic motion of another arm': lambda make: [{'synthetic': 5, 'robot': 'iiwa_sim'}],
+    'DROID as LeRobot': lambda make: [{'demonstrations': make('droid_lerobot')}],
+    'DROID as RLDS': lambda make: [{'demonstrations': make('droid_rlds')}],
+    'a weighted mixture': lambda make: [
+        {'demonstrations': make('of_ur5e'), 'robot': 'ur5e_sim', 'weight': 2.0},
+        {'recorded': make('recording')},
+        {'demonstrations': make('droid_lerobot'), 'weight': 0.5},
+        {'synthetic': 3},
+    ],
+}
+
+
+@pytest.mark.parametrize('kind', SOURCES)
+def test_every_source_trains_a_backbone_that_names_it(kind, panda, tmp_path, request, monkeypatch):
+    writers = {
+        'recording': lambda: recording(tmp_path / 'motions', panda),
+        'robomimic': lambda: write_robomimic(tmp_path / 'demo.hdf5', truths(panda, 2)),
+        'droid_lerobot': lambda: droid_lerobot(tmp_path / 'lerobot', panda),
+    }
+
+    def make(name: str) -> str:
+        return str(writers[name]() if name in writers else request.getfixturevalue(name))
+
+    sources, out = SOURCES[kind](make), tmp_path / 'b'
+    config = {'name': 'b', 'robot': 'panda_sim', 'sources': sources, 'backbone': SMALL, 'optimisation': LOOP}
+    (tmp_path / 'stage1.yaml').write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(
+        sys, 'argv', ['x', 'train', 'stage1', str(tmp_path / 'stage1.yaml'), '--out', str(out)]
+    )
+    cli.main()
+    backbone = load_backbone(out)
+    found = backbone.provenance['data']['sources']
+    assert all(given.items() <= there.items() for given, there in zip(sources, found, strict=True))
+    assert all(there['frames'] > 16 and there['motions'] > 0 for there in found)
+    losses = json.loads((out / 'run.json').read_text())['losses']
+    assert len(losses) == LOOP['steps'] and np.isfinite(losses).all()
+    lower_m, upper_m = backbone.normaliser.position_range_m
+    assert 0 < min(np.subtract(upper_m, lower_m)) and max(np.abs([lower_m, upper_m]).ravel()) < 1.2
+    assert backbone.fingerprint == Fingerprint.of(panda, 20.0)
+
+
+def test_both_forms_of_droid_are_the_same_motion(panda, droid_rlds, tmp_path):
+    both = [droid_rlds, droid_lerobot(tmp_path / 'lerobot', panda)]
+    rlds, lerobot = (load_motion_windows(stage1({'demonstrations': str(root)}), panda)[0] for root in both)
+    np.testing.assert_allclose(rlds.joints, lerobot.joints, atol=1e-6)
+    np.testing.assert_allclose(rlds.actions, lerobot.actions, atol=1e-6)
+
+
+def test_weights_hold_across_arms(panda):
+    """A window of the arm that weighs three times as much is drawn three times as often."""
+    torch.manual_seed(0)
+    sources = {'synthetic': 4, 'robot': 'ur5e_sim', 'weight': 3.0}, {'synthetic': 4}
+    windows, provenance = load_motion_windows(stage1(*sources), panda)
+    border, total = provenance[0]['frames'], len(windows.actions)
+    share = 3 * border / (3 * border + total - border)
+    drawn = np.concatenate([windows.draw(500)[:, 0].numpy() for _ in range(8)])
+    assert np.mean(drawn < border) == pytest.approx(share, abs=0.04)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from decoupled_policy_ros.cli_data import convert, coverage
-from decoupled_policy_ros.errors import CheckpointError, ConfigError, DecoupledPolicyError
+from decoupled_policy_ros.errors import CheckpointError, ConfigError, DecoupledPolicyError, TrainingError
 
 # Every verb imports what it needs when it runs: `inspect` shall not wait for a simulator, nor need one.
 
@@ -165,6 +165,41 @@ def _print_success(report: dict[str, Any]) -> None:
             f'succeeded ({row["success_rate"]:.0%}, 95 % interval {low:.0%} to {high:.0%})',
             soft_wrap=True,
         )
+
+
+@app.command
+def study(
+    configs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    out: Path = Path('out/studies'),
+    seeds: tuple[int, ...] = (),
+    workers: int = 1,
+    results: Path | None = None,
+    document: Path | None = None,
+) -> None:
+    """Train and evaluate a grid of backbones, recipes, tasks and seeds, and write its tables.
+
+    An interrupted study goes on by the same command; started twice it shares the work.
+
+    Args:
+        configs: YAML files, see config/studies; what they have in common is done once.
+        out: folder of all runs.
+        seeds: only these of the studies' seeds.
+        workers: processes, each on one thread.
+        results: folder for the tables (.md), plots (.png) and raw outcomes (.json); OUT/results by default.
+        document: Markdown file that gets each table between `<!-- study NAME -->` and `<!-- end -->`.
+    """
+    from decoupled_policy_ros.training.study import insert_table, load_study, run_studies, write_results
+
+    studies = [load_study(path) for path in configs]
+    cells = run_studies(studies, out, seeds or None, workers)
+    for each in studies:
+        text = write_results(each, cells[each.name], results or out / 'results')
+        if document is not None:
+            insert_table(document, each.name, text)
+        Console(width=WIDE).print(f'{each.title}\n{text}', markup=False, highlight=False)
+    missing = sum(not cell.done for placed in cells.values() for cell in placed.values())
+    if missing:
+        raise TrainingError(f'{missing} runs are not done; the lines above say which failed')
 
 
 @app.command

@@ -56,3 +56,20 @@ def test_each_condition_trains_a_backbone(condition, tmp_path, monkeypatch):
 def test_an_unknown_condition_is_refused():
     with pytest.raises(ValidationError, match='joint_positions'):
         Stage1Config.model_validate(VALUES | {'condition': 'vision'})
+
+
+def test_a_backbone_can_express_more_than_the_motion_that_it_saw(tmp_path):
+    narrow, wide = tmp_path / 'narrow', tmp_path / 'wide'
+    stage1.train_stage1(Stage1Config.model_validate(VALUES), narrow)
+    lower, upper = load_backbone(narrow).normaliser.position_range_m
+    # Further to one side than the motion went, and less far to the other: the range grows, and never shrinks.
+    stated = [[lower[0] - 0.1, lower[1], lower[2] + 0.01], [upper[0], upper[1] + 0.2, upper[2]]]
+    stage1.train_stage1(Stage1Config.model_validate(VALUES | {'position_range_m': stated}), wide)
+    found = load_backbone(wide).normaliser.position_range_m
+    np.testing.assert_allclose(found[0], [stated[0][0], lower[1], lower[2]], atol=1e-6)
+    np.testing.assert_allclose(found[1], stated[1], atol=1e-6)
+
+
+def test_a_position_range_states_the_lowest_first():
+    with pytest.raises(ValidationError, match='lowest'):
+        Stage1Config.model_validate(VALUES | {'position_range_m': [[1, 1, 1], [0, 0, 0]]})

@@ -6,6 +6,8 @@ belong to the task. Both are buffers, so they are saved, hashed and moved with t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -40,10 +42,12 @@ class ActionNormaliser(nn.Module):
         self.register_buffer('scale', torch.ones(ACTION_DIM))
         self.register_buffer('offset', torch.zeros(ACTION_DIM))
 
-    def fit(self, actions: ArrayLike) -> None:
-        """Take the position range of actions (..., 10) in metres."""
-        positions = np.asarray(actions).reshape(-1, ACTION_DIM)[:, POSITION]
-        scale, offset = _scale_offset(*_range(positions))
+    def fit(self, actions: ArrayLike, at_least_m: Sequence[Sequence[float]] | None = None) -> None:
+        """Take the position range of actions (..., 10) in metres, or more where `at_least_m` (2, 3) says so."""
+        lower, upper = _range(np.asarray(actions).reshape(-1, ACTION_DIM)[:, POSITION])
+        if at_least_m is not None:
+            lower, upper = np.minimum(lower, at_least_m[0]), np.maximum(upper, at_least_m[1])
+        scale, offset = _scale_offset(lower, upper)
         self.scale[POSITION] = torch.from_numpy(scale).to(self.scale)
         self.offset[POSITION] = torch.from_numpy(offset).to(self.offset)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -13,6 +13,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -88,6 +89,10 @@ class Stage1Config(_Strict):
     backbone: BackboneSize = DPMLPSize()
     conditioning: ConditioningConfig | None = Field(default=None, description="the backbone's own by default")
     objective: ScheduleConfig = ScheduleConfig()
+    position_range_m: tuple[tuple[float, float, float], tuple[float, float, float]] | None = Field(
+        default=None,
+        description='lowest and highest x, y, z that tasks may command, where the motion goes less far',
+    )
     condition: Literal['joint_positions', 'poses', 'none'] = Field(
         default='joint_positions',
         description='joint-conditioned, self-conditioned (on the poses that are the target), unconditional',
@@ -99,13 +104,36 @@ class Stage1Config(_Strict):
         require_mechanism(self.backbone, self.conditioning)
         return self
 
+    @field_validator('position_range_m')
+    @classmethod
+    def _lowest_first(cls, value: tuple[tuple[float, ...], ...] | None) -> Any:
+        if value is not None and not all(low < high for low, high in zip(*value, strict=True)):
+            raise ValueError('position_range_m is [lowest x, y, z], [highest x, y, z], each lower than the other')
+        return value
+
 
 class EncoderConfig(_Strict):
-    """ResNet-18 width and crop; a half is 32 channels, a quarter 16."""
+    """Of each camera: trunk, width and crop; of each step: whether an MLP brings its streams together."""
 
     crop: PositiveInt = 76
-    base_channels: int = Field(default=64, multiple_of=16, gt=0)
+    base_channels: int = Field(
+        default=64, multiple_of=16, gt=0, description='of the trunk; a half is 32, a quarter 16'
+    )
     keypoints: PositiveInt = 32
+    trunk: Literal['resnet18', 'resnet50'] = 'resnet18'
+    weights: str | None = Field(
+        default=None, description="ImageNet weights: folder or hub name of transformers' ResNet"
+    )
+    step_dim: PositiveInt | None = Field(
+        default=None, description='features of a step after an MLP; 512 in the paper with LIBERO'
+    )
+
+
+class LanguageConfig(_Strict):
+    """How a policy's instructions are told apart."""
+
+    model: str = Field(description='a sentence-transformers model: folder, name in models/language, or hub name')
+    feature_dim: PositiveInt = 64
 
 
 class Stage2Config(_Strict):
@@ -143,6 +171,9 @@ class Stage2Config(_Strict):
     )
     vectors: list[str] = ['proprioception']
     instruction: str | None = Field(default=None, description="the dataset's by default")
+    language: LanguageConfig | None = Field(
+        default=None, description='one policy for all instructions of the dataset'
+    )
     n_obs_steps: PositiveInt = 2
     n_execute: PositiveInt = 8
     max_age_s: PositiveFloat = 0.2
@@ -156,13 +187,15 @@ class Stage2Config(_Strict):
     optimisation: Optimisation
 
     @model_validator(mode='after')
-    def _conditioning_fits(self) -> Stage2Config:
+    def _fits_together(self) -> Stage2Config:
+        if self.instruction is not None and self.language is not None:
+            raise ValueError('`instruction` makes all instructions one, `language` tells them apart: leave one out')
         if self.backbone is not None and not isinstance(self.backbone, str):
             require_mechanism(self.backbone, self.conditioning)
         return self
 
 
-C = TypeVar('C', Stage1Config, Stage2Config)
+C = TypeVar('C', bound=BaseModel)
 
 
 def load_config(path: Path | str, kind: type[C], overrides: dict[str, object] | None = None) -> C:
@@ -182,16 +215,25 @@ def load_config(path: Path | str, kind: type[C], overrides: dict[str, object] | 
         raise ConfigError(f'{path} must hold a mapping, got {type(values).__name__}')
     for dotted, value in (overrides or {}).items():
         _override(values, dotted, value)
+    return validated(values, kind, str(path))
+
+
+def validated(values: dict, kind: type[C], what: str) -> C:
+    """`values` as a `kind`; `what` says in an error where they come from.
+
+    Raises:
+        ConfigError: an unknown key, a missing key or a value out of range; all are named.
+    """
     try:
         return kind.model_validate(values)
     except ConfigError as error:  # of a backbone's sizes or an objective, which check themselves
-        raise ConfigError(f'{path}: {error}') from error
+        raise ConfigError(f'{what}: {error}') from error
     except ValidationError as error:
         problems = '; '.join(
             f'{".".join(map(str, e["loc"])) or "file"}: {e["msg"]} (got {e["input"]!r})'
             for e in error.errors()
         )
-        raise ConfigError(f'{path}: {problems}') from error
+        raise ConfigError(f'{what}: {problems}') from error
 
 
 def _override(values: dict, dotted: str, value: object) -> None:

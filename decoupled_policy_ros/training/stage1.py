@@ -35,7 +35,7 @@ def train_stage1(config: Stage1Config, out: Path) -> str:
     torch.manual_seed(optimisation.seed)
     fingerprint = Fingerprint.of(robot, config.rate_hz)
     backbone = new_backbone(config.backbone, config.conditioning, config.objective, fingerprint, config.name)
-    backbone.normaliser.fit(windows.actions)
+    backbone.normaliser.fit(windows.actions, config.position_range_m)
     conditions = _conditions(config.condition, windows)
     encoder = VectorEncoder(conditions.shape[1])
     encoder.normaliser.fit(conditions)

@@ -1,0 +1,143 @@
+"""The file of a study: what is common to all its runs, and the axes along which they differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.training.config import load_config
+
+Values = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra='forbid', frozen=True)
+
+
+class Choice(_Strict):
+    """One value of an axis: what it changes in the configurations of Stage 1 and of the task.
+
+    Attributes:
+        stage1, stage2: merged into the common ones, section by section.
+    """
+
+    stage1: Values = {}
+    stage2: Values = {}
+
+
+class StudyTask(Choice):
+    """A simulated task and its demonstrations.
+
+    Attributes:
+        task: of the simulator; the key of this entry by default.
+        dataset: folder of the demonstrations.
+        demonstrations: so many are made by the scripted expert where the folder is missing.
+        images: make them with both cameras.
+        robot: that does the task.
+        words: values for `{word}` in any text of the configurations, besides {dataset} and {task}.
+    """
+
+    task: str | None = None
+    dataset: Path
+    demonstrations: PositiveInt | None = None
+    images: bool = False
+    robot: str = 'panda_sim'
+    words: dict[str, str] = {}
+
+
+class StudyBackbone(Choice):
+    """A backbone and how it is conditioned; the sections of a training configuration."""
+
+    backbone: Values
+    conditioning: Values | None = None
+    objective: Values | None = None
+
+
+class Recipe(Choice):
+    """How a policy is trained.
+
+    Attributes:
+        train: decoupled (Stage 1, then Stage 2 on the frozen backbone), normal (both together), random (Stage 2 on a
+            frozen backbone that saw no Stage 1).
+    """
+
+    train: Literal['decoupled', 'normal', 'random']
+
+
+class Rollouts(_Strict):
+    """How each policy is evaluated; all policies see the same scenes.
+
+    Attributes:
+        episodes, seed: scenes seed, seed + 1, ...
+        max_steps: of an episode; the task's own limit by default.
+        checkpoint: last, or best of those that were validated on the way.
+    """
+
+    episodes: PositiveInt = 50
+    seed: int = 0
+    denoising_steps: PositiveInt = 10
+    max_steps: PositiveInt | None = None
+    sampler: str | None = None
+    checkpoint: Literal['last', 'best'] = 'last'
+
+
+class StudyConfig(_Strict):
+    """A grid: every task with every backbone, recipe and seed.
+
+    Attributes:
+        name: of the tables and of the study's files.
+        title: above the table.
+        stage1, stage2: what all training configurations have in common; see config/training.
+    """
+
+    name: str = Field(pattern=r'^[A-Za-z0-9_-]+$')
+    title: str
+    tasks: dict[str, StudyTask] = Field(min_length=1)
+    backbones: dict[str, StudyBackbone] = Field(min_length=1)
+    recipes: dict[str, Recipe] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    rollouts: Rollouts = Rollouts()
+    stage1: Values = {}
+    stage2: Values = {}
+
+
+def load_study(path: Path | str) -> StudyConfig:
+    """Read a study.
+
+    Raises:
+        ConfigError: not readable, an unknown key, a missing key or a value out of range; all are named.
+    """
+    return load_config(path, StudyConfig)
+
+
+def merged(*parts: Values) -> Values:
+    """Sections of later parts over those of earlier ones; what is no section is replaced as a whole."""
+    result: Values = {}
+    for part in parts:
+        for key, value in part.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def filled(value: Any, words: dict[str, str]) -> Any:
+    """`value` with each {word} of its texts replaced, however deep they lie.
+
+    Raises:
+        ConfigError: a word that is not there.
+    """
+    if isinstance(value, dict):
+        return {key: filled(item, words) for key, item in value.items()}
+    if isinstance(value, list):
+        return [filled(item, words) for item in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return value.format_map(words)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(
+            f'{value!r} names a word that is not there; valid: {", ".join(f"{{{w}}}" for w in sorted(words))}'
+        ) from error

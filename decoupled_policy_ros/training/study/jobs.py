@@ -1,0 +1,231 @@
+"""What a study has to do: demonstrations, backbones of Stage 1, and cells, each once for all studies.
+
+A job's folder carries a hash of the settings that it was made with, so the same run in two studies is one run, and
+a run whose settings were changed is another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decoupled_policy_ros.files import write_json
+from decoupled_policy_ros.policy import load_backbone
+from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, validated
+from decoupled_policy_ros.training.evaluation import Evaluation, evaluate
+from decoupled_policy_ros.training.stage1 import train_stage1
+from decoupled_policy_ros.training.stage2 import train_task
+from decoupled_policy_ros.training.study.config import (
+    Rollouts,
+    StudyBackbone,
+    StudyConfig,
+    StudyTask,
+    Values,
+    filled,
+    merged,
+)
+
+EVALUATION, OUTCOME = 'evaluation.json', 'outcome.json'
+# These change nothing of what is computed, so they may differ from one machine to the next.
+FREE_SETTINGS = ('device', 'threads', 'checkpoint_every')
+
+
+@dataclass(frozen=True)
+class DemonstrationsJob:
+    """Demonstrations of a task, by the scripted expert."""
+
+    folder: Path
+    task: str
+    episodes: int
+    robot: str
+    images: bool
+    inputs: tuple[Path, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        return self.folder.exists()
+
+    def run(self) -> str:
+        """Make them; what came out, in words."""
+        from decoupled_policy_ros.sim.demonstrations import make_demonstrations
+
+        return str(
+            make_demonstrations(
+                self.task, self.episodes, self.folder, self.images, workers=1, quiet=True, robot=self.robot
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Stage1Job:
+    """A backbone, from motion."""
+
+    folder: Path
+    config: Stage1Config
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Folders that other jobs may still be making."""
+        return tuple(s.demonstrations for s in self.config.sources if s.demonstrations is not None)
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / 'backbone.json').exists()
+
+    def run(self) -> str:
+        """Train it; what came out, in words."""
+        return f'sha256 {train_stage1(self.config, self.folder)}'
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One policy: a task, a backbone, a recipe and a seed, trained and evaluated."""
+
+    folder: Path
+    config: Stage2Config
+    train: str
+    task: str
+    rollouts: Rollouts
+    stage1: Path | None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Folders that other jobs may still be making."""
+        return (self.config.dataset, *([self.stage1] if self.stage1 else []))
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / OUTCOME).exists()
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """What a finished cell has to say."""
+        return json.loads((self.folder / OUTCOME).read_text())
+
+    def run(self) -> str:
+        """Train and evaluate it; what came out, in words."""
+        if not (self.folder / 'task.json').exists():
+            train_task(self.config, self.folder, normal=self.train == 'normal')
+        backbone = self.stage1 or self.folder / 'backbone'
+        spec = Evaluation(
+            str(self.folder),
+            self.task,
+            str(backbone),
+            self.config.robot,
+            self.rollouts.denoising_steps,
+            self.rollouts.max_steps,
+            checkpoint=self.rollouts.checkpoint,
+            sampler=self.rollouts.sampler,
+        )
+        report = evaluate(spec, self.rollouts.episodes, self.rollouts.seed, 1, self.folder / EVALUATION)
+        write_json(self.folder / OUTCOME, self._outcome(report, backbone))
+        return f'{report["successes"]} of {report["episodes"]} episodes succeeded'
+
+    def _outcome(self, report: dict[str, Any], backbone: Path) -> dict[str, Any]:
+        """Its evaluation with every episode, and of its training what a table needs."""
+        run = json.loads((self.folder / 'run.json').read_text())
+        last = run['losses'][-100:]
+        return {
+            **{key: report[key] for key in ('successes', 'episodes', 'wilson_95', 'torn_chunks', 'results')},
+            'trained_parameters': run['trained_parameters'],
+            'backbone_parameters': sum(p.numel() for p in load_backbone(backbone).parameters()),
+            'training_seconds': run['seconds'],
+            'final_loss': round(sum(last) / len(last), 5),
+            'task_sha256': run['task_sha256'],
+            'backbone_sha256': run['backbone_sha256'],
+        }
+
+
+Job = DemonstrationsJob | Stage1Job | Cell
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell stands in a study's table."""
+
+    task: str
+    backbone: str
+    recipe: str
+    seed: int
+
+
+def plan(
+    study: StudyConfig, out: Path, seeds: Sequence[int] | None = None
+) -> tuple[list[Job], dict[Place, Cell]]:
+    """Everything that a study needs, in an order in which each job comes after those that it waits for.
+
+    Seeds come one after the other, so that there is a whole table early.
+
+    Args:
+        out: folder of all runs; those of other studies in it are used.
+        seeds: only these of the study's.
+
+    Raises:
+        ConfigError: a configuration that can't be trained; the place in the grid is named.
+    """
+    jobs: dict[Path, Job] = {}
+    cells: dict[Place, Cell] = {}
+    for seed in seeds or study.seeds:
+        for task_name, task in study.tasks.items():
+            for backbone_name, backbone in study.backbones.items():
+                for recipe_name in study.recipes:
+                    place = Place(task_name, backbone_name, recipe_name, seed)
+                    needed = _cell(study, place, task, backbone, out)
+                    jobs.update({job.folder: job for job in needed if job.folder not in jobs})
+                    cell = needed[-1]
+                    assert isinstance(cell, Cell)
+                    cells[place] = cell
+    return list(jobs.values()), cells
+
+
+def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBackbone, out: Path) -> list[Job]:
+    """The jobs of one place of the grid; the cell is the last."""
+    recipe = study.recipes[place.recipe]
+    choices = (task, backbone, recipe)
+    simulated = task.task or place.task
+    words = {'dataset': str(task.dataset), 'task': place.task, **task.words}
+    where = f'study {study.name}, {place.task} / {place.backbone} / {place.recipe}'
+    network = backbone.model_dump(include={'backbone', 'conditioning', 'objective'}, exclude_none=True)
+    needed: list[Job] = []
+    if task.demonstrations is not None:
+        needed.append(
+            DemonstrationsJob(task.dataset, simulated, task.demonstrations, task.robot, task.images)
+        )
+    common = {'robot': task.robot}
+    values = merged(common, {'dataset': str(task.dataset)}, study.stage2, *(c.stage2 for c in choices))
+    values = merged(values, {'name': place.task, 'optimisation': {'seed': place.seed}})
+    stage1 = None
+    if recipe.train == 'decoupled':
+        of_stage1 = merged(common, study.stage1, *(c.stage1 for c in choices), network)
+        stage1 = _stage1_job(filled(of_stage1, words), where, out)
+        needed.append(stage1)
+        values['backbone'] = str(stage1.folder)
+    else:
+        values = merged(values, network, {'random_backbone': recipe.train == 'random'})
+    values = filled(values, words)
+    kind = '-'.join(
+        str(backbone.model_dump()[k]['kind']) for k in ('backbone', 'conditioning') if network.get(k)
+    )
+    settings = {'train': recipe.train, 'task': simulated, 'rollouts': study.rollouts.model_dump(), **values}
+    folder = out / 'cells' / f'{place.task}-{kind}-{recipe.train}-{place.seed}-{_hash(settings)}'
+    config = validated(values, Stage2Config, where)
+    needed.append(
+        Cell(folder, config, recipe.train, simulated, study.rollouts, stage1.folder if stage1 else None)
+    )
+    return needed
+
+
+def _stage1_job(values: Values, where: str, out: Path) -> Stage1Job:
+    name = f'{values["backbone"].get("kind", "dp_mlp")}-{_hash(values)}'
+    return Stage1Job(out / 'stage1' / name, validated({**values, 'name': name}, Stage1Config, where))
+
+
+def _hash(values: Values) -> str:
+    """Of what is stated, not of what it defaults to: a later version's new options leave old runs alone."""
+    loop = {k: v for k, v in values.get('optimisation', {}).items() if k not in FREE_SETTINGS}
+    text = json.dumps({**values, 'optimisation': loop}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

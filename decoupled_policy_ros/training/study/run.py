@@ -1,0 +1,129 @@
+"""Running a study: processes that take what is not done yet, until all of it is.
+
+Processes agree by lock files alone. So the same command may be started again after an interruption, or a second
+time beside the first, here or on another machine that shares the folder.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
+from decoupled_policy_ros.training.study.config import StudyConfig
+from decoupled_policy_ros.training.study.jobs import Cell, DemonstrationsJob, Job, Place, plan
+
+LOG, ERROR = 'log.txt', 'error.txt'
+WAIT_S = 5.0
+
+
+def run_studies(
+    studies: Sequence[StudyConfig], out: Path, seeds: Sequence[int] | None = None, workers: int = 1
+) -> dict[str, dict[Place, Cell]]:
+    """Do what is missing of several studies, which share what they have in common.
+
+    The first seed of all studies comes before the second of any.
+
+    Args:
+        out: folder of all runs.
+        seeds: only these.
+        workers: processes; each trains and evaluates on one thread.
+
+    Returns:
+        The cells of each study by its name; those that failed are not done.
+
+    Raises:
+        ConfigError: a configuration that can't be trained, or demonstrations that are missing and that nothing makes.
+    """
+    cells: dict[str, dict[Place, Cell]] = {study.name: {} for study in studies}
+    jobs: dict[Path, Job] = {}
+    for index in range(max(len(study.seeds) for study in studies)):
+        for study in studies:
+            seed = study.seeds[index : index + 1]
+            if not seed or (seeds is not None and seed[0] not in seeds):
+                continue
+            needed, placed = plan(study, out, seed)
+            jobs.update({job.folder: job for job in needed if job.folder not in jobs})
+            cells[study.name].update(placed)
+    _require_data(list(jobs.values()))
+    if workers < 1:
+        raise ConfigError(f'workers must be at least 1, got {workers}')
+    waiting = [job for job in jobs.values() if not job.done]
+    _say(f'{len(jobs) - len(waiting)} of {len(jobs)} runs are done')
+    if waiting:
+        context = multiprocessing.get_context('spawn')
+        processes = [context.Process(target=_work, args=(waiting, out)) for _ in range(workers)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    return cells
+
+
+def _require_data(jobs: Sequence[Job]) -> None:
+    made = {job.folder for job in jobs if isinstance(job, DemonstrationsJob)}
+    for job in jobs:
+        if isinstance(job, Cell) and job.config.dataset not in made and not job.config.dataset.exists():
+            raise ConfigError(
+                f'{job.config.dataset} does not exist; make it with `decoupled-policy demos --task {job.task} --out '
+                f'{job.config.dataset}`, or state `demonstrations: 200` for this task in the study'
+            )
+
+
+def _work(jobs: Sequence[Job], out: Path) -> None:
+    """Take jobs until none is left that this process could do."""
+    torch.set_num_threads(1)
+    makers = {job.folder: job for job in jobs}
+    failed: set[Path] = set()
+    (out / 'locks').mkdir(parents=True, exist_ok=True)
+    while waiting := [job for job in jobs if not job.done and job.folder not in failed]:
+        for job in waiting:
+            inputs = [makers[path] for path in job.inputs if path in makers]
+            if any(maker.folder in failed for maker in inputs):
+                failed.add(job.folder)
+                break
+            if not all(maker.done for maker in inputs):
+                continue
+            try:
+                with FileLock(out / 'locks' / f'{job.folder.name}.lock', timeout=0):
+                    if not job.done and not _do(job, len(jobs), jobs):
+                        failed.add(job.folder)
+                break  # from the first one again: what it made may be what an earlier one waits for
+            except Timeout:
+                continue  # another process is at it
+        else:
+            time.sleep(WAIT_S)
+
+
+def _do(job: Job, total: int, jobs: Sequence[Job]) -> bool:
+    """Run one job, with what it prints in its log; False if it failed."""
+    place = (
+        job.folder if not isinstance(job, DemonstrationsJob) else job.folder.parent / f'.{job.folder.name}'
+    )
+    place.mkdir(parents=True, exist_ok=True)
+    (place / ERROR).unlink(missing_ok=True)
+    try:
+        with (place / LOG).open('a') as log, redirect_stdout(log), redirect_stderr(log):
+            result = job.run()
+    except Exception as error:
+        # One run must not end the others, whatever befell it; it is tried again when the study is started anew.
+        (place / ERROR).write_text(traceback.format_exc())
+        known = isinstance(error, DecoupledPolicyError | OSError)
+        _say(f'failed: {job.folder.name}: {error if known else f"see {place / ERROR}"}')
+        return False
+    done = sum(other.done for other in jobs)
+    _say(f'{done}/{total} {job.folder.name}: {result}')
+    return True
+
+
+def _say(line: str) -> None:
+    Console(file=sys.__stdout__, width=1000).print(line, highlight=False, markup=False)

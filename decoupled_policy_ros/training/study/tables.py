@@ -1,0 +1,161 @@
+"""What a study found: a table, a plot, the raw outcomes, and all of it in a document."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.files import write_json, write_whole
+from decoupled_policy_ros.training.evaluation import wilson_interval
+from decoupled_policy_ros.training.study.config import StudyConfig
+from decoupled_policy_ros.training.study.jobs import Cell, Place
+
+matplotlib.use('Agg')
+from matplotlib import pyplot
+
+
+@dataclass(frozen=True)
+class Row:
+    """All seeds of one task, backbone and recipe.
+
+    Attributes:
+        outcomes: by seed; None for a cell that is not done.
+    """
+
+    task: str
+    backbone: str
+    recipe: str
+    outcomes: dict[int, dict[str, Any] | None]
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        return [outcome for outcome in self.outcomes.values() if outcome is not None]
+
+    @property
+    def successes(self) -> int:
+        return sum(outcome['successes'] for outcome in self.done)
+
+    @property
+    def episodes(self) -> int:
+        return sum(outcome['episodes'] for outcome in self.done)
+
+    @property
+    def rates(self) -> list[float]:
+        """Of each seed."""
+        return [outcome['successes'] / outcome['episodes'] for outcome in self.done]
+
+
+def rows_of(study: StudyConfig, cells: dict[Place, Cell]) -> list[Row]:
+    """The rows of a study's table, in the order of its axes."""
+    return [
+        Row(task, backbone, recipe, outcomes)
+        for task in study.tasks
+        for backbone in study.backbones
+        for recipe in study.recipes
+        if (
+            outcomes := {
+                place.seed: cell.outcome if cell.done else None
+                for place, cell in cells.items()
+                if (place.task, place.backbone, place.recipe) == (task, backbone, recipe)
+            }
+        )
+    ]
+
+
+def write_results(study: StudyConfig, cells: dict[Place, Cell], folder: Path) -> str:
+    """Write `folder`/NAME.json with every episode, NAME.png and NAME.md.
+
+    Returns:
+        The Markdown.
+    """
+    rows = rows_of(study, cells)
+    raw = {
+        'study': study.model_dump(mode='json', exclude_defaults=True),
+        'rows': [
+            {'task': row.task, 'backbone': row.backbone, 'recipe': row.recipe, 'seeds': row.outcomes}
+            for row in rows
+        ],
+    }
+    write_json(folder / f'{study.name}.json', raw, indent=None)
+    text = table(study, rows)
+    if any(row.done for row in rows):
+        plot(rows, folder / f'{study.name}.png')
+    write_whole(folder / f'{study.name}.md', text.encode())
+    return text
+
+
+def table(study: StudyConfig, rows: list[Row]) -> str:
+    """Markdown: a row for each task, backbone and recipe, a column for each seed, all seeds with their interval."""
+    seeds = sorted({seed for row in rows for seed in row.outcomes})
+    head = ['task', 'backbone', 'recipe', 'frozen or shared / task parameters', *(f'seed {s}' for s in seeds)]
+    head += ['mean ± std', 'all, 95 % interval', 'torn chunks', 'last loss']
+    lines = [head, ['---'] * len(head), *(_line(row, seeds) for row in rows)]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+
+
+def _line(row: Row, seeds: list[int]) -> list[str]:
+    def cell(seed: int) -> str:
+        outcome = row.outcomes.get(seed)
+        return f'{outcome["successes"]}/{outcome["episodes"]}' if outcome else '-'
+
+    names = [row.task, row.backbone, row.recipe]
+    if not row.done:
+        return [*names, '-', *map(cell, seeds), '-', '-', '-', '-']
+    backbone = row.done[0]['backbone_parameters']
+    normal = row.done[0]['trained_parameters']
+    low, high = wilson_interval(row.successes, row.episodes)
+    deviation = f' ± {100 * np.std(row.rates, ddof=1):.1f}' if len(row.rates) > 1 else ''
+    return [
+        *names,
+        f'{backbone / 1e6:.2f} M / {normal / 1e6:.2f} M',
+        *map(cell, seeds),
+        f'{100 * np.mean(row.rates):.1f}{deviation}',
+        f'{row.successes}/{row.episodes}, {100 * low:.0f} to {100 * high:.0f} %',
+        f'{np.mean([outcome["torn_chunks"] for outcome in row.done]):.1%}',
+        f'{np.mean([outcome["final_loss"] for outcome in row.done]):.4f}',
+    ]
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Success of each row with its Wilson interval, tasks side by side; single seeds as dots."""
+    rows = [row for row in rows if row.done]
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    figure, axes = pyplot.subplots(
+        1, len(tasks), figsize=(2 + 4 * len(tasks), 1.2 + 0.3 * len(rows) / len(tasks)), sharex=True,
+        squeeze=False, layout='constrained',
+    )  # fmt: skip
+    for axis, task in zip(axes[0], tasks, strict=True):
+        mine = [row for row in rows if row.task == task]
+        for place, row in enumerate(mine):
+            low, high = wilson_interval(row.successes, row.episodes)
+            rate = row.successes / row.episodes
+            axis.barh(place, 100 * rate, color='C0', alpha=0.5)
+            axis.plot([100 * low, 100 * high], [place, place], color='k')
+            axis.plot([100 * r for r in row.rates], [place] * len(row.rates), '.', color='C1')
+        axis.set_yticks(range(len(mine)), [f'{row.backbone}, {row.recipe}' for row in mine])
+        axis.invert_yaxis()
+        axis.set(title=task, xlabel='success (%)', xlim=(0, 100))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def insert_table(document: Path, name: str, text: str) -> None:
+    """Put a table into a document, between `<!-- study NAME -->` and `<!-- end -->`.
+
+    Raises:
+        ConfigError: no such place in the document.
+    """
+    content = document.read_text(encoding='utf-8')
+    place = re.compile(rf'(<!-- study {re.escape(name)} -->\n).*?(<!-- end -->)', re.DOTALL)
+    if not place.search(content):
+        raise ConfigError(
+            f'{document} has no lines `<!-- study {name} -->` and `<!-- end -->` to put a table between'
+        )
+    write_whole(document, place.sub(lambda found: f'{found[1]}{text}{found[2]}', content).encode())

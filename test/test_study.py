@@ -1,0 +1,154 @@
+"""Studies: the grid is trained and evaluated once, resumes, and becomes tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from decoupled_policy_ros import cli
+from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.training.study import insert_table, load_study, run_studies, write_results
+from decoupled_policy_ros.training.study.config import merged
+from decoupled_policy_ros.training.study.jobs import Cell, DemonstrationsJob, Stage1Job, plan
+
+LOOP = {'steps': 2, 'batch_size': 4, 'warmup_steps': 1, 'threads': 1}
+SMALL = {'kind': 'dp_mlp', 'width': 16, 'hidden': 32, 'blocks': 1, 'time_width': 16}
+
+
+def values(dataset, **changes) -> dict:
+    return {
+        'name': 'small',
+        'title': 'A small one',
+        'tasks': {'lift': {'dataset': str(dataset), 'demonstrations': 1, 'words': {'other': '12'}}},
+        'backbones': {'DP-MLP': {'backbone': SMALL}},
+        'recipes': {
+            'normal': {'train': 'normal'},
+            'decoupled': {'train': 'decoupled', 'stage1': {'sources': [{'demonstrations': '{dataset}'}]}},
+            'unconditional': {
+                'train': 'decoupled',
+                'stage1': {'sources': [{'demonstrations': '{dataset}'}], 'condition': 'none'},
+            },
+            'random': {'train': 'random'},
+        },
+        'seeds': [0, 42],
+        'rollouts': {'episodes': 1, 'max_steps': 3},
+        'stage1': {'rate_hz': 20.0, 'optimisation': LOOP},
+        'stage2': {'vectors': ['proprioception', 'object_state'], 'optimisation': LOOP},
+    } | changes
+
+
+def study_file(path, dataset, **changes):
+    path.write_text(yaml.safe_dump(values(dataset, **changes), sort_keys=False))
+    return path
+
+
+def test_a_study_runs_resumes_and_writes_its_tables(tmp_path, monkeypatch, capfd):
+    recipes = {name: recipe for name, recipe in values('')['recipes'].items() if name != 'unconditional'}
+    config = study_file(tmp_path / 'small.yaml', tmp_path / 'demos', seeds=[7], recipes=recipes)
+    document = tmp_path / 'evidence.md'
+    document.write_text('# Evidence\n\n<!-- study small -->\nold\n<!-- end -->\nThe end.\n')
+    command = ['decoupled-policy', 'study', str(config), '--out', str(tmp_path / 'out')]
+    command += ['--results', str(tmp_path / 'results'), '--document', str(document)]
+    monkeypatch.setattr(sys, 'argv', command)
+    cli.main()
+    printed = capfd.readouterr().out
+    assert '0 of 5 runs are done' in printed and '5/5' in printed  # demonstrations, a backbone, 3 cells
+    raw = json.loads((tmp_path / 'results' / 'small.json').read_text())
+    assert [row['recipe'] for row in raw['rows']] == ['normal', 'decoupled', 'random']
+    outcomes = [row['seeds']['7'] for row in raw['rows']]
+    assert all(o['episodes'] == 1 and len(o['results']) == 1 for o in outcomes)
+    # Shared or frozen: the same weights count, whoever trained them.
+    assert len({o['backbone_parameters'] for o in outcomes}) == 1
+    assert outcomes[0]['trained_parameters'] > outcomes[1]['trained_parameters']
+    text = document.read_text()
+    assert text.startswith('# Evidence') and text.endswith('The end.\n') and 'old' not in text
+    assert text.count('| lift |') == 3
+    assert (tmp_path / 'results' / 'small.png').stat().st_size > 1000
+
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / 'out').rglob('*.safetensors')}
+    (next((tmp_path / 'out' / 'cells').glob('*random*')) / 'outcome.json').unlink()
+    cli.main()
+    assert '4 of 5 runs are done' in capfd.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / 'out').rglob('*.safetensors')} == stamps
+
+
+def test_the_plan_shares_what_is_the_same(tmp_path):
+    study = load_study(study_file(tmp_path / 'a.yaml', tmp_path / 'demos'))
+    jobs, cells = plan(study, tmp_path / 'out')
+    kinds = [type(job) for job in jobs]
+    # Both seeds use the same two backbones of Stage 1.
+    assert [kinds.count(k) for k in (DemonstrationsJob, Stage1Job, Cell)] == [1, 2, 8]
+    assert len(cells) == 8
+    for job in jobs:  # nothing comes before what it waits for
+        assert all(path in [other.folder for other in jobs[: jobs.index(job)]] for path in job.inputs)
+
+    same = values(tmp_path / 'demos', name='other', title='Another', seeds=[42])
+    del same['recipes']['normal']
+    same['stage1']['optimisation'] = LOOP | {'threads': 2}  # computes the same
+    (tmp_path / 'b.yaml').write_text(yaml.safe_dump(same))
+    others, _ = plan(load_study(tmp_path / 'b.yaml'), tmp_path / 'out')
+    assert {job.folder for job in others} < {job.folder for job in jobs}
+
+    longer = values(tmp_path / 'demos', stage1={'optimisation': LOOP | {'steps': 3}})
+    (tmp_path / 'c.yaml').write_text(yaml.safe_dump(longer))
+    changed, _ = plan(load_study(tmp_path / 'c.yaml'), tmp_path / 'out')
+    shared = {job.folder for job in changed} & {job.folder for job in jobs}
+    assert sum('normal' in path.name or 'random' in path.name for path in shared) == 4
+    assert not any('decoupled' in path.name for path in shared)
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capfd):
+    recipes = {
+        'wrong': {
+            'train': 'decoupled',
+            'stage1': {'sources': [{'demonstrations': str(tmp_path / 'missing')}]},
+        },
+        'random': {'train': 'random'},
+    }
+    config = study_file(tmp_path / 'a.yaml', tmp_path / 'demos', recipes=recipes, seeds=[0])
+    study = load_study(config)
+    cells = run_studies([study], tmp_path / 'out')['small']
+    assert {place.recipe: cell.done for place, cell in cells.items()} == {'wrong': False, 'random': True}
+    printed = capfd.readouterr().out
+    assert 'failed: dp_mlp-' in printed and 'missing' in printed
+    text = write_results(study, cells, tmp_path / 'results')
+    assert '| lift | DP-MLP | wrong | - | - |' in text and '| lift | DP-MLP | random | 0.0' in text
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'recipes': {'a': {'train': 'half'}}}, "'decoupled', 'normal' or 'random'"),
+        ({'name': 'a b'}, 'name'),
+        ({'seeds': []}, 'seeds'),
+        ({'colour': 1}, 'colour'),
+        ({'tasks': {'lift': {'dataset': 'nowhere'}}}, 'decoupled-policy demos --task lift'),
+        ({'stage2': {'optimisation': LOOP | {'steps': 0}}}, 'lift / DP-MLP / normal.*optimisation.steps'),
+        (
+            {
+                'recipes': {
+                    'a': {'train': 'decoupled', 'stage1': {'sources': [{'demonstrations': '{nobody}'}]}}
+                }
+            },
+            '{nobody}.*valid: {dataset}, {other}, {task}',
+        ),
+    ],
+)
+def test_a_wrong_study_is_refused_before_anything_runs(changes, message, tmp_path):
+    config = study_file(tmp_path / 'a.yaml', tmp_path / 'demos', **changes)
+    with pytest.raises(ConfigError, match=message):
+        run_studies([load_study(config)], tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_sections_merge_and_lists_are_replaced():
+    assert merged({'a': {'b': 1, 'c': [1]}}, {'a': {'c': [2]}}, {'d': 3}) == {'a': {'b': 1, 'c': [2]}, 'd': 3}
+
+
+def test_a_document_without_a_place_for_the_table_is_refused(tmp_path):
+    (tmp_path / 'a.md').write_text('nothing\n')
+    with pytest.raises(ConfigError, match='<!-- study small -->'):
+        insert_table(tmp_path / 'a.md', 'small', 'x')

@@ -25,6 +25,7 @@ from decoupled_policy_ros.errors import CheckpointError, ConfigError
 from decoupled_policy_ros.files import write_json, write_whole
 from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.policy.backbones import BACKBONES, Denoiser
+from decoupled_policy_ros.policy.language import InstructionEncoder
 from decoupled_policy_ros.policy.policy import Backbone, Policy, Task
 from decoupled_policy_ros.policy.sampling import make_schedule
 from decoupled_policy_ros.policy.schedule import ScheduleConfig
@@ -56,21 +57,24 @@ def save_task(folder: Path | str, task: Task, storage: str = 'float32') -> str:
     """Write `folder`/task.{json,safetensors}; returns the file's sha256.
 
     Args:
-        storage: 'float32', or 'float16' to halve the file; statistics, biases and norms stay float32.
+        storage: 'float32', or 'float16' to halve the file; statistics, embeddings, biases and norms stay float32.
     """
     if task.backbone_sha256 is None:
         raise CheckpointError(
             f'task {task.name!r} can be saved only after its backbone was: it holds its hash'
         )
+    buffers = {name for name, _ in task.named_buffers()}
     weights = {
-        name: value.to(STORAGE[storage]) if value.dim() > 1 else value
+        name: value.to(STORAGE[storage]) if value.dim() > 1 and name not in buffers else value
         for name, value in task.state_dict().items()
     }
+    language = task.encoder.language
     header = {
         'name': task.name,
         'instruction': task.instruction,
         'backbone': {'name': task.backbone_name, 'sha256': task.backbone_sha256},
         'encoder': task.encoder.config,
+        'language': language and {'instructions': language.instructions, **language.config},
         'conditioning': {'kind': task.conditioning.kind},
         'contract': task.contract.to_dict(),
         'n_execute': task.n_execute,
@@ -133,6 +137,7 @@ def load_task(folder: Path | str, backbone: Backbone) -> Task:
             header['instruction'],
             header['n_execute'],
             header['provenance'],
+            InstructionEncoder(**header['language']) if header.get('language') else None,
         )
         task.backbone_name, task.backbone_sha256 = header['backbone']['name'], header['backbone']['sha256']
         task.fingerprint = Fingerprint.from_dict(header['fingerprint'])

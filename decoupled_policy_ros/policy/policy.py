@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from decoupled_policy_ros.errors import CheckpointError
+from decoupled_policy_ros.errors import CheckpointError, ConfigError
 from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.policy.backbones import Denoiser
 from decoupled_policy_ros.policy.conditioning import conditioning_for
 from decoupled_policy_ros.policy.diffusion import NoiseSchedule
 from decoupled_policy_ros.policy.encoders import ObservationEncoder
+from decoupled_policy_ros.policy.language import INSTRUCTION, InstructionEncoder, checked_instruction
 from decoupled_policy_ros.policy.normalisation import ActionNormaliser
 from decoupled_policy_ros.policy.sampling import Sampler
 from decoupled_policy_ros.policy.schedule import Schedule
@@ -55,7 +56,13 @@ class Backbone(nn.Module):
 class Task(nn.Module):
     """What one skill adds to a backbone: encoders, conditioning, instruction, observation contract.
 
+    Args:
+        instruction: the only one, of a task without language.
+        language: where several instructions are told apart; they are its own.
+
     Attributes:
+        instruction: the one that is followed where none is given; empty where there are several.
+        instructions: all that it was trained on.
         backbone_name, backbone_sha256: the only backbone that this task fits.
     """
 
@@ -68,20 +75,55 @@ class Task(nn.Module):
         instruction: str = '',
         n_execute: int = 8,
         provenance: dict | None = None,
+        language: InstructionEncoder | None = None,
     ):
         super().__init__()
         self.contract = contract
-        self.encoder = ObservationEncoder(contract, **(encoder or {}))
+        self.encoder = ObservationEncoder(contract, **(encoder or {}), language=language)
         self.conditioning = conditioning_for(
             backbone.denoiser, contract.n_obs_steps, self.encoder.feature_dim // contract.n_obs_steps
         )
         self.name = name
-        self.instruction = instruction
+        self.instructions = (instruction,) if language is None else language.instructions
+        self.instruction = self.instructions[0] if len(self.instructions) == 1 else ''
         self.n_execute = n_execute
         self.backbone_name = backbone.name
         self.backbone_sha256 = backbone.sha256
         self.fingerprint = backbone.fingerprint
         self.provenance = provenance or {}
+
+    def understood(self, instruction: str | None = None) -> str:
+        """The instruction to follow: the only one where none is given.
+
+        Raises:
+            ConfigError: none is given and there are several, or it is none that this task understands.
+        """
+        if not instruction:
+            if len(self.instructions) > 1:
+                raise ConfigError(
+                    f'task {self.name!r} has several instructions, say which to follow: {self._valid()}'
+                )
+            return self.instruction
+        text = checked_instruction(instruction)
+        if self.encoder.language is None and self.instruction and text != self.instruction:
+            raise ConfigError(
+                f'instruction {text!r} is not what the task was trained on: {self.instruction!r}'
+            )
+        return text
+
+    def spoken(self, instruction: str | None = None) -> dict[str, Tensor]:
+        """What an instruction adds to an observation: its embedding (1, dim); nothing in a task without language.
+
+        Raises:
+            ConfigError: see `understood`, and `InstructionEncoder.embedding` for one that it was not trained on.
+        """
+        text = self.understood(instruction)
+        if self.encoder.language is None:
+            return {}
+        return {INSTRUCTION: self.encoder.language.embedding(text)[None]}
+
+    def _valid(self) -> str:
+        return ', '.join(map(repr, self.instructions))
 
     def modulation(self, tau: Tensor, observation: dict[str, Tensor]) -> Tensor:
         """Naive modulation (B, ...) of timestep embeddings (B, w) and observations."""
@@ -130,7 +172,7 @@ class Policy:
         """Reference chunk (B, horizon, 10): all of the network in every denoising step, nothing cached.
 
         Args:
-            observation: dict of (B, n_obs_steps, ...) tensors.
+            observation: dict of (B, n_obs_steps, ...) tensors; with language `Task.spoken` besides.
             noise: (B, horizon, 10), standard normal.
             steps: denoising steps.
             sampler, generator: see `Sampler`.

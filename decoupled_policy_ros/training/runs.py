@@ -21,6 +21,9 @@ from decoupled_policy_ros.policy.policy import Backbone
 from decoupled_policy_ros.training.config import Optimisation, Stage1Config, Stage2Config
 from decoupled_policy_ros.training.loop import Trainer
 
+#: Settings that are younger than many a checkpoint: left out of a run's identity where nobody chose otherwise.
+YOUNGER = {'only_successful': False, 'language': None, 'trunk': 'resnet18', 'weights': None, 'step_dim': None}
+
 
 def diffusion_loss(
     backbone: Backbone, conditioning: Conditioning, actions: Tensor, features: Tensor, samples: int = 1
@@ -61,8 +64,9 @@ def identity_of(config: Stage1Config | Stage2Config, **more: str) -> dict[str, s
     """All settings that change what is computed: a checkpoint made with others is not resumed."""
     settings = json.loads(config.model_dump_json())
     loop = settings.pop('optimisation')
-    if not settings.get('only_successful'):  # younger than many a checkpoint
-        settings.pop('only_successful', None)
+    for section in (settings, settings.get('encoder', {})):
+        for key in [key for key in section if key in YOUNGER and section[key] == YOUNGER[key]]:
+            section.pop(key)
     for key in ('device', 'threads', 'checkpoint_every'):  # these don't change what is computed
         loop.pop(key)
     return {key: json.dumps(value) for key, value in {**settings, **loop}.items()} | more

@@ -190,20 +190,25 @@ class DemonstrationWindows:
         streams: name -> (F, ...) tensor; images uint8, vectors float32.
         actions: (F, 10) float32, commanded.
         windows: one for each frame; a chunk starts with the first observation frame.
+        instructions: of all episodes, each once.
+        instruction_of: (E,) the place in `instructions` of each episode's own.
     """
 
     streams: dict[str, Tensor]
     actions: Tensor
     windows: Windows
-    instruction: str
+    instructions: list[str]
+    instruction_of: NDArray[np.int64]
     provenance: dict
 
-    def draw(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Frames of observations (batch_size, n_obs_steps) and of actions (batch_size, horizon), at random."""
+    def draw(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Random windows: frames of observations (batch_size, n_obs_steps) and of actions (batch_size, horizon), and
+        which instruction each of them belongs to (batch_size,).
+        """
         batch = torch.randint(len(self.windows), (batch_size,)).numpy()
-        return torch.from_numpy(self.windows.observations(batch)), torch.from_numpy(
-            self.windows.actions(batch)
-        )
+        frames = self.windows.observations(batch), self.windows.actions(batch)
+        instructions = self.instruction_of[self.windows.episodes(batch)]
+        return torch.from_numpy(frames[0]), torch.from_numpy(frames[1]), torch.from_numpy(instructions)
 
 
 def open_dataset(config: Stage2Config, robot: RobotDescription) -> Demonstrations:
@@ -223,19 +228,23 @@ def load_demonstrations(
     """Read the dataset of a Stage 2 configuration.
 
     Raises:
-        DatasetError: no dataset, a camera or column that it lacks, or several instructions.
+        DatasetError: no dataset, a camera or column that it lacks, or several instructions for one policy without
+            language.
         FingerprintMismatch: its kinematics or rate are not the robot's.
     """
     dataset = open_dataset(config, robot)
     dataset.fingerprint.require_equal(
         Fingerprint.of(robot, rate_hz), what=f'dataset {config.dataset}', other_what=f'robot {robot.name!r}'
     )
-    if len(dataset.tasks) != 1 and config.instruction is None:
+    if len(dataset.tasks) != 1 and config.instruction is None and config.language is None:
         raise DatasetError(
             f'{config.dataset} holds the instructions {dataset.tasks}; one policy has one instruction: set '
-            f'`instruction` to train all of them under that one, or convert with --instruction, or apart'
+            f'`language` for a policy that tells them apart, or `instruction` to train all of them under that one, '
+            f'or convert with --instruction, or apart'
         )
     n = min(config.episodes or dataset.n_episodes, dataset.n_episodes)
+    said = [config.instruction or dataset.task_of(episode) for episode in range(n)]
+    instructions = list(dict.fromkeys(said))
     frames = int(dataset.lengths[:n].sum())
     theirs = config.cameras if isinstance(config.cameras, dict) else {name: name for name in config.cameras}
     streams = {
@@ -248,7 +257,8 @@ def load_demonstrations(
         streams,
         torch.from_numpy(dataset.column('action')[:frames].astype(np.float32)),
         Windows(dataset.lengths[:n], horizon, config.n_obs_steps),
-        config.instruction or dataset.tasks[0],
+        instructions,
+        np.array([instructions.index(text) for text in said], np.int64),
         {'dataset': config.dataset.name, 'episodes': n, 'frames': frames} | _labels(dataset, n),
     )
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from decoupled_policy_ros.errors import TrainingError
 from decoupled_policy_ros.policy.backbones import DPMLPSize
 from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, save_backbone, save_task
-from decoupled_policy_ros.policy.encoders import VectorEncoder
+from decoupled_policy_ros.policy.encoders import ImageEncoder, VectorEncoder
+from decoupled_policy_ros.policy.language import INSTRUCTION, InstructionEncoder
 from decoupled_policy_ros.policy.policy import Backbone, Task
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
@@ -125,12 +126,21 @@ def _require_within_reach(backbone: Backbone, actions: Tensor, config: Stage2Con
 
 def _new_task(config: Stage2Config, backbone: Backbone, data: DemonstrationWindows) -> Task:
     contract = contract_of(config, data.streams, backbone.fingerprint.rate_hz)
-    encoder = config.encoder.model_dump()
-    task = Task(contract, backbone, encoder, config.name, data.instruction, config.n_execute)
-    for name in config.vectors:
-        stream = task.encoder.streams[name]
-        assert isinstance(stream, VectorEncoder)
-        stream.normaliser.fit(data.streams[name])
+    encoder = config.encoder.model_dump(exclude={'weights'})
+    encoder['pretrained'] = config.encoder.weights is not None
+    language = None
+    if config.language is not None:
+        language = InstructionEncoder.of(
+            data.instructions, config.language.model, config.language.feature_dim
+        )
+    task = Task(
+        contract, backbone, encoder, config.name, data.instructions[0], config.n_execute, language=language
+    )
+    for name, stream in task.encoder.streams.items():
+        if isinstance(stream, VectorEncoder):
+            stream.normaliser.fit(data.streams[name])
+        elif isinstance(stream, ImageEncoder) and config.encoder.weights is not None:
+            stream.load_weights(config.encoder.weights)
     return task
 
 
@@ -139,9 +149,14 @@ def _task_loss(
 ) -> Callable[[], Tensor]:
     device, batch_size = config.optimisation.device, config.optimisation.batch_size
 
+    language = task.encoder.language
+
     def loss() -> Tensor:
-        frames, action_frames = data.draw(batch_size)
-        features = task.encoder({name: values[frames].to(device) for name, values in data.streams.items()})
+        frames, action_frames, instructions = data.draw(batch_size)
+        observation = {name: values[frames].to(device) for name, values in data.streams.items()}
+        if language is not None:
+            observation[INSTRUCTION] = language.embeddings[instructions.to(device)]
+        features = task.encoder(observation)
         actions = data.actions[action_frames].to(device)
         return diffusion_loss(backbone, task.conditioning, actions, features, config.noise_samples)
 

@@ -13,13 +13,12 @@ import pytest
 import torch
 import yaml
 from foreign_files import droid_columns, truths, write_lerobot, write_robomimic
+from written_motion import near_home, write_demonstrations
 
 from decoupled_policy_ros import cli
-from decoupled_policy_ros.data.datasets.dataset import DatasetSpec, DatasetWriter
-from decoupled_policy_ros.data.motions.motions import Motion, motion_actions, synth_motions
+from decoupled_policy_ros.data.motions.motions import motion_actions, synth_motions
 from decoupled_policy_ros.data.motions.recorder import MotionRecorder
 from decoupled_policy_ros.errors import FingerprintMismatch, TrainingError
-from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.policy import load_backbone, load_policy
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
@@ -41,36 +40,6 @@ def panda() -> RobotDescription:
 @pytest.fixture(scope='module')
 def ur5e() -> RobotDescription:
     return load_robot('ur5e_sim')
-
-
-def near_home(robot: RobotDescription, reach_rad: float) -> Motion:
-    """Two seconds in which the first joint swings about home and the gripper opens and closes."""
-    time_s = np.arange(40) / 20
-    joints = np.tile(np.append(robot.home_rad, 0.0), (len(time_s), 1))
-    joints[:, 0] += reach_rad * np.sin(3 * time_s)
-    joints[:, -1] = np.sin(4 * time_s)
-    actions = motion_actions(Kinematics(robot), joints)
-    fingerprint = Fingerprint.of(robot, 20.0)
-    return Motion((time_s * 1e9).astype(np.int64), joints.astype('f'), actions.astype('f'), fingerprint)
-
-
-def write_demonstrations(root: Path, robot: RobotDescription, motions: list[Motion]) -> Path:
-    """A dataset in which the arm was commanded where it went."""
-    proprioception = Proprioception(robot, Kinematics(robot))
-    with DatasetWriter(root, DatasetSpec.of(robot, 20.0)) as writer:
-        for motion in motions:
-            width_m = robot.gripper.width_from_normalised(motion.joint_positions[:, -1].astype(float))
-            joints = np.column_stack(
-                [motion.joint_positions[:, :-1], robot.gripper.joint_positions(width_m)]
-            ).astype(float)
-            rows = {
-                'observation.joint_positions': joints,
-                'observation.proprioception': proprioception.many(joints),
-                'observation.pose': motion.actions,
-                'action': motion.actions,
-            }
-            writer.add_episode('swing', True, rows)
-    return root
 
 
 @pytest.fixture(scope='module')

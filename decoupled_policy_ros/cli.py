@@ -116,6 +116,7 @@ def evaluate(
     video: Path | None = None,
     sampler: str | None = None,
     checkpoint: Literal['last', 'best'] | None = None,
+    instruction: str | None = None,
 ) -> None:
     """Run policies in the closed loop with the simulator, and report success with a 95 % Wilson interval.
 
@@ -136,6 +137,7 @@ def evaluate(
         video: film the first 5 episodes into this file.
         sampler: ddim or ddpm for a backbone of diffusion, euler for one of flow matching; the first by default.
         checkpoint: last weights of a policy, or the best in its folder `best`; last by default, best for MimicGen.
+        instruction: what a policy with language is told; by default what each simulated task is about.
     """
     from decoupled_policy_ros.files import write_json
     from decoupled_policy_ros.sim.benchmarks import expanded, protocol
@@ -145,7 +147,7 @@ def evaluate(
     usual = protocol(tasks[0])
     specs = [
         Evaluation(p, t, backbone, robot, denoising_steps, sampler=sampler,
-                   checkpoint=checkpoint or protocol(t).checkpoint)
+                   checkpoint=checkpoint or protocol(t).checkpoint, instruction=instruction)
         for p in policy
         for t in tasks
     ]  # fmt: skip
@@ -302,7 +304,7 @@ app.command(coverage)
 # The extra that brings a module; what else a verb imports is ROS's, or a dependency of the package itself.
 EXTRAS = {
     'av': 'sim', 'matplotlib': 'train', 'mujoco': 'sim', 'pinocchio': 'ros', 'pydantic': 'train',
-    'ray': 'cluster', 'rclpy': 'ros', 'robosuite': 'sim',
+    'ray': 'cluster', 'rclpy': 'ros', 'robosuite': 'sim', 'sentence_transformers': 'language',
 }  # fmt: skip
 
 

@@ -100,11 +100,11 @@ def test_several_instructions_are_refused_until_one_is_chosen(episodes, robot, t
     write_libero(tmp_path / 'b_demo.hdf5', episodes[1:], 'close the drawer', given[1:], True)
     with pytest.raises(
         DatasetError,
-        match=r"instructions \['open the drawer', 'close the drawer'\]; .* instruction: set",
+        match=r"instructions \['open the drawer', 'close the drawer'\]; .* instruction: set `language`",
     ):
         load_demonstrations(stage2(tmp_path), 16, robot, 20.0)
     data = load_demonstrations(stage2(tmp_path / 'b_demo.hdf5'), 16, robot, 20.0)
-    assert data.instruction == 'close the drawer'
+    assert data.instructions == ['close the drawer']
 
 
 def test_episodes_that_did_not_work_out_are_left_out_on_request(robot, tmp_path):
@@ -125,7 +125,7 @@ def test_episodes_that_did_not_work_out_are_left_out_on_request(robot, tmp_path)
     everything = load_demonstrations(stage2(tmp_path / 'd', instruction='x'), 16, robot, 20.0)
     assert everything.provenance['labels'] == {'success': 2, 'failure': 1, 'unlabelled': 1}
     chosen = load_demonstrations(stage2(tmp_path / 'd', only_successful=True), 16, robot, 20.0)
-    assert chosen.instruction == 'task True'
+    assert chosen.instructions == ['task True']
     assert chosen.provenance['labels'] == {'success': 2, 'failure': 0, 'unlabelled': 0}
     np.testing.assert_array_equal(chosen.actions, np.concatenate([arrays[1], arrays[3]]).astype('f'))
     config = stage2(tmp_path / 'd', only_successful=True, every=2)

@@ -114,10 +114,11 @@ class PolicyNode(LifecycleNode):
             torch.set_num_threads(settings.threads)
         robot = read_robot(self, settings.robot, settings.robot_description_timeout_s)
         policy = load_policy(settings.task, robot, settings.backbone or None)
-        self.instruction = policy.task.instruction
-        self._require_instruction(settings.instruction or self.instruction)
-        engine = Engine(policy, settings.denoising_steps, settings.seed, settings.device)
+        engine = Engine(
+            policy, settings.denoising_steps, settings.seed, settings.device, instruction=settings.instruction
+        )
         engine.warm_up()
+        self.instruction = engine.instruction
         self.outputs = PolicyOutputs(self, robot, self._status)
         qos = STATE if settings.lockstep else SENSOR  # a lost picture would make a simulator wait in vain
         self.inputs = Inputs(self, robot, policy.contract, qos, self._on_observed)
@@ -228,7 +229,7 @@ class PolicyNode(LifecycleNode):
     def _require_instruction(self, instruction: str) -> None:
         if self.instruction and instruction != self.instruction:
             raise ConfigError(
-                f'instruction {instruction!r} is not what the task was trained on: {self.instruction!r}'
+                f'instruction {instruction!r} is not the one that is followed: {self.instruction!r}'
             )
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:

@@ -18,7 +18,9 @@ class PolicySettings:
     robot: str = _parameter('panda_sim', 'name in config/robots or path of a YAML file')
     task: str = _parameter('lift', 'folder of a task, or name of one in models/tasks')
     backbone: str = _parameter('', 'folder or name of a backbone; empty: the one that the task names')
-    instruction: str = _parameter('', 'must be the instruction that the task was trained on; empty: that one')
+    instruction: str = _parameter(
+        '', 'what to do, in words; empty: the only instruction that the task was trained on'
+    )
     device: str = _parameter('cpu', "where the network runs: 'cpu', 'cuda', 'cuda:1', ...")
     threads: int = _parameter(
         1,

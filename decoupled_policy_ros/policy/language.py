@@ -120,9 +120,7 @@ class InstructionEncoder(nn.Module):
 
     embeddings: Tensor
 
-    def __init__(
-        self, instructions: Sequence[str], model: str, sha256: str, dim: int, feature_dim: int = 64
-    ):
+    def __init__(self, instructions: Sequence[str], model: str, sha256: str, dim: int, feature_dim: int = 64):
         super().__init__()
         self.instructions = tuple(instructions)
         self.config = {'model': model, 'sha256': sha256, 'dim': dim, 'feature_dim': feature_dim}
@@ -171,7 +169,7 @@ class InstructionEncoder(nn.Module):
             model = sentence_model(name)
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"{wanted}: it takes sentence-transformers, which is not installed; pip install "
+                f'{wanted}: it takes sentence-transformers, which is not installed; pip install '
                 f"'decoupled_policy_ros[language]' brings it"
             ) from error
         except ConfigError as error:

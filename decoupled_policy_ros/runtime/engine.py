@@ -43,9 +43,14 @@ class Engine:
         seed: of the noise from which each chunk is denoised.
         device: 'cpu', 'cuda', ...
         sampler: one of the backbone's schedule; DDIM for diffusion and Euler for flow matching by default.
+        instruction: what to do; by default the only one that the policy has.
+
+    Attributes:
+        instruction: the one that is followed.
 
     Raises:
-        ConfigError: no such device here, or a sampler or number of steps that the schedule does not have.
+        ConfigError: no such device here, a sampler or number of steps that the schedule does not have, or see
+            `instruct`.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Engine:
         seed: int = 0,
         device: str = 'cpu',
         sampler: str | None = None,
+        instruction: str | None = None,
     ):
         self.policy = policy
         self.device = usable_device(device)
@@ -65,6 +71,16 @@ class Engine:
             tau = self.backbone.denoiser.tau(torch.tensor(self.sampler.ks, device=self.device))
             self.modulate = self.task.conditioning.over_steps(tau)
         self.generator = torch.Generator().manual_seed(seed)
+        self.instruct(instruction)
+
+    def instruct(self, instruction: str | None) -> None:
+        """Follow another instruction from the next cycle on; it is embedded here, once.
+
+        Raises:
+            ConfigError: it is none that this policy understands; see `Task.understood` and `Task.spoken`.
+        """
+        self._spoken = self.task.spoken(instruction)
+        self.instruction = self.task.understood(instruction)
 
     def reset(self, seed: int) -> None:
         """Start the noise sequence again, so that a run can be repeated."""
@@ -93,7 +109,7 @@ class Engine:
             name: torch.from_numpy(np.ascontiguousarray(array))[None].to(self.device)
             for name, array in observation.items()
         }
-        features = self.task.encoder(batch)
+        features = self.task.encoder(batch | self._spoken)
         encoded = self._now_s()
         modulation = self.modulate(features)
         modulated = self._now_s()

@@ -43,6 +43,8 @@ class Evaluation:
         max_steps: of an episode; None for the task's own limit.
         checkpoint: 'last' for the weights in the folder itself, 'best' for those in its subfolder `best`.
         sampler: one that the backbone's schedule has; None for its first.
+        instruction: what the policy is told; None for the simulated task's own where the policy has language, and
+            for the policy's only one where it has not.
     """
 
     policy: str
@@ -53,6 +55,7 @@ class Evaluation:
     max_steps: int | None = None
     checkpoint: str = 'last'
     sampler: str | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,10 @@ class Rollout:
         policy = load_policy(checkpoint_folder(spec.policy, spec.checkpoint), robot, spec.backbone)
         self.contract: ObservationContract = policy.contract
         self.n_execute = policy.n_execute
-        self.engine = Engine(policy, spec.denoising_steps, sampler=spec.sampler)
+        instruction = spec.instruction
+        if instruction is None and policy.task.encoder.language is not None:
+            instruction = sim_task(spec.task).instruction
+        self.engine = Engine(policy, spec.denoising_steps, sampler=spec.sampler, instruction=instruction)
         cameras = {s.name: (s.shape[0], s.shape[1]) for s in self.contract.streams if s.kind == 'image'}
         self.max_steps = spec.max_steps or sim_task(spec.task).max_steps
         self.sim = SimRobot(spec.task, robot, cameras, rate_hz=self.contract.rate_hz)

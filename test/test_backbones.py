@@ -316,7 +316,7 @@ def test_split_modulation_equals_the_naive_one(kind, mechanism):
     assert naive.shape == (9, backbone.needs.size)
     split = conditioning.time_half(tau) + conditioning.feature_half(features)
     torch.testing.assert_close(split, naive, rtol=0, atol=1e-13)
-    torch.testing.assert_close(conditioning.over_steps(tau)(features), naive, rtol=0, atol=1e-13)
+    torch.testing.assert_close(conditioning.over_steps(tau)(features)[:, 0], naive, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize('mechanism', ['cross_attention', 'prefix'])
@@ -418,6 +418,23 @@ def test_engine_equals_the_naive_computation(pair, objective, sampler):
     naive = policy.predict_naive(batch, noise, 10, sampler, generator)[0].numpy()
     np.testing.assert_allclose(engine(observation()).actions, naive, atol=5e-5)
     assert np.ptp(naive) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ('pair', 'objective', 'sampler'), SAMPLED[-5:], ids=lambda v: '-'.join(v) if isinstance(v, tuple) else ''
+)
+def test_chunks_of_several_observations_at_once_are_those_of_each_alone(pair, objective, sampler):
+    engine = Engine(policy_of(*pair, objective), steps=4, sampler=sampler)
+    scenes = [{name: array + 0.3 * i for name, array in observation().items()} for i in range(3)]
+    alone = []
+    for seed, scene in enumerate(scenes):
+        engine.reset(seed)
+        alone.append([engine(scene).actions for _ in range(2)])
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    for cycle in range(2):
+        together = engine.many(scenes, generators)
+        np.testing.assert_allclose(together, [chunks[cycle] for chunks in alone], atol=2e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
 
 
 @every_backbone

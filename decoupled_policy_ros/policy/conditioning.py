@@ -42,12 +42,14 @@ class Conditioning(nn.Module, ABC):
         """
 
     def over_steps(self, tau: Tensor) -> Callable[[Tensor], Tensor]:
-        """A function from features (1, feature_dim) to what the backbone takes in all steps, (K, ...).
+        """A function from features (B, feature_dim) to what the backbone takes in all steps, (K, B, ...).
 
         Args:
             tau: (K, time_width), of all denoising steps.
         """
-        return lambda features: self(tau, features.expand(len(tau), -1))
+        return lambda features: self(
+            tau.repeat_interleave(len(features), 0), features.repeat(len(tau), 1)
+        ).unflatten(0, (len(tau), len(features)))
 
 
 class SplitConditioning(Conditioning):
@@ -93,7 +95,7 @@ class SplitConditioning(Conditioning):
         return F.pad(half, (0, self.layout.constants)) if self.layout.constants else half
 
     def over_steps(self, tau: Tensor) -> Callable[[Tensor], Tensor]:
-        table = self.time_half(tau)
+        table = self.time_half(tau)[:, None]
         return lambda features: table + self.feature_half(features)
 
     def _whole(self, modulation: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,15 @@ SCHEDULES: dict[str, type[NoiseSchedule | FlowSchedule]] = {
     'rectified_flow': FlowSchedule,
 }
 RANDOM_SAMPLERS = ('ddpm',)
+#: Where noise comes from: one generator of a whole batch, one of each sample, or torch's own.
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def standard_normal(shape: Sequence[int], generators: Generators) -> Tensor:
+    """Noise of that shape, on the CPU; with generators of each sample, a sample is what it would be alone."""
+    if generators is None or isinstance(generators, torch.Generator):
+        return torch.randn(*shape, generator=generators)
+    return torch.cat([torch.randn(1, *shape[1:], generator=generator) for generator in generators])
 
 
 def make_schedule(config: ScheduleConfig) -> Schedule:
@@ -52,19 +61,19 @@ class Sampler:
         self,
         predict: Callable[[int, Tensor], Tensor],
         noise: Tensor,
-        generator: torch.Generator | None = None,
+        generators: Generators = None,
     ) -> Tensor:
         """Normalised actions like `noise`, (B, horizon, 10).
 
         Args:
             predict: the network's output for step number i (of `ks`) and noisy actions (B, horizon, 10).
             noise: standard normal.
-            generator: on the CPU, of the noise that a random sampler adds.
+            generators: on the CPU, of the noise that a random sampler adds.
         """
         x = noise
         for i, (k, previous_k) in enumerate(zip(self.ks, [*self.ks[1:], -1], strict=True)):
             added = None
             if self.kind in RANDOM_SAMPLERS:
-                added = torch.randn(x.shape, generator=generator).to(x.device)
+                added = standard_normal(x.shape, generators).to(x.device)
             x = self.schedule.step(predict(i, x), x, k, previous_k, self.kind, added)
         return x

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from decoupled_policy_ros.errors import InferenceError
 from decoupled_policy_ros.policy.device import usable_device
 from decoupled_policy_ros.policy.policy import Policy
-from decoupled_policy_ros.policy.sampling import Sampler
+from decoupled_policy_ros.policy.sampling import Sampler, standard_normal
 
 
 @dataclass(frozen=True)
@@ -97,46 +96,65 @@ class Engine:
             self(zeros)
         self.generator.set_state(state)
 
-    @torch.inference_mode()
     def __call__(self, observation: Mapping[str, NDArray]) -> Prediction:
         """One cycle on an observation of arrays (n_obs_steps, ...).
 
         Raises:
             InferenceError: the chunk is not finite.
         """
+        actions, timings_ms = self._cycle([observation], [self.generator])
+        return Prediction(actions[0], timings_ms)
+
+    def many(
+        self, observations: Sequence[Mapping[str, NDArray]], generators: Sequence[torch.Generator]
+    ) -> NDArray[np.float64]:
+        """Chunks (B, horizon, 10) of B observations in one pass of the network, as `Prediction.actions`.
+
+        Args:
+            observations: B of them, as for a single cycle.
+            generators: on the CPU, of each one's noise, so that a chunk does not depend on its neighbours.
+
+        Raises:
+            InferenceError: a chunk is not finite.
+        """
+        return self._cycle(observations, generators)[0]
+
+    @torch.inference_mode()
+    def _cycle(
+        self, observations: Sequence[Mapping[str, NDArray]], generators: Sequence[torch.Generator]
+    ) -> tuple[NDArray[np.float64], dict[str, float]]:
+        """Actions (B, horizon, 10) and what their parts took."""
         start = self._now_s()
         batch = {
-            name: torch.from_numpy(np.ascontiguousarray(array))[None].to(self.device)
-            for name, array in observation.items()
+            name: torch.from_numpy(np.stack([o[name] for o in observations])).to(self.device)
+            for name in observations[0]
         }
-        features = self.task.encoder(batch | self._spoken)
+        count = len(observations)
+        spoken = {name: tensor.expand(count, -1) for name, tensor in self._spoken.items()}
+        features = self.task.encoder(batch | spoken)
         encoded = self._now_s()
         modulation = self.modulate(features)
         modulated = self._now_s()
-        noise = torch.randn(1, self.backbone.denoiser.horizon, 10, generator=self.generator).to(self.device)
-        actions = self.backbone.normaliser.inverse(self._denoise(noise, modulation))[0].double().cpu().numpy()
+        noise = standard_normal((count, self.backbone.denoiser.horizon, 10), generators).to(self.device)
+        normalised = self.sampler.run(
+            lambda i, x: self.backbone.denoiser(x, modulation[i]), noise, generators
+        )
+        actions = self.backbone.normaliser.inverse(normalised).double().cpu().numpy()
         end = self._now_s()
         if not np.isfinite(actions).all():
             raise InferenceError(
                 f'the chunk has {np.count_nonzero(~np.isfinite(actions))} values that are not finite'
             )
-        return Prediction(
-            actions,
-            {
-                'encode': 1e3 * (encoded - start),
-                'modulate': 1e3 * (modulated - encoded),
-                'denoise': 1e3 * (end - modulated),
-                'total': 1e3 * (end - start),
-            },
-        )
+        timings_ms = {
+            'encode': 1e3 * (encoded - start),
+            'modulate': 1e3 * (modulated - encoded),
+            'denoise': 1e3 * (end - modulated),
+            'total': 1e3 * (end - start),
+        }
+        return actions, timings_ms
 
     def _now_s(self) -> float:
         """Monotonic time once all that was asked of the device is done: a GPU's calls return before their work."""
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-
-    def _denoise(self, noise: Tensor, modulation: Tensor) -> Tensor:
-        """(1, horizon, 10) noise and (steps, ...) modulation -> normalised actions."""
-        denoiser = self.backbone.denoiser
-        return self.sampler.run(lambda i, x: denoiser(x, modulation[i : i + 1]), noise, self.generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from decoupled_policy_ros.training.study import insert_table, load_study, run_st
 from decoupled_policy_ros.training.study.config import merged
 from decoupled_policy_ros.training.study.jobs import Cell, DemonstrationsJob, Stage1Job, plan
 
+ROOT = Path(__file__).resolve().parent.parent
 LOOP = {'steps': 2, 'batch_size': 4, 'warmup_steps': 1, 'threads': 1}
 SMALL = {'kind': 'dp_mlp', 'width': 16, 'hidden': 32, 'blocks': 1, 'time_width': 16}
 
@@ -144,8 +146,31 @@ def test_a_wrong_study_is_refused_before_anything_runs(changes, message, tmp_pat
     assert not (tmp_path / 'out').exists()
 
 
+def test_studies_extend_what_they_have_in_common(tmp_path):
+    common = values(tmp_path / 'demos')
+    del common['name'], common['title']
+    (tmp_path / 'common.yaml').write_text(yaml.safe_dump(common))
+    own = {'extends': 'common.yaml', 'name': 'a', 'title': 'A', 'stage2': {'optimisation': {'steps': 9}}}
+    (tmp_path / 'a.yaml').write_text(yaml.safe_dump(own))
+    study = load_study(tmp_path / 'a.yaml')
+    assert study.stage2['optimisation'] == LOOP | {'steps': 9} and study.tasks['lift'].demonstrations == 1
+    (tmp_path / 'a.yaml').write_text(yaml.safe_dump(own | {'extends': 'nowhere.yaml'}))
+    with pytest.raises(ConfigError, match='nowhere.yaml'):
+        load_study(tmp_path / 'a.yaml')
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'config' / 'studies').glob('*.yaml')), ids=lambda p: p.stem)
+def test_the_studies_of_the_package_can_be_planned(path, tmp_path):
+    study = load_study(path)
+    _, cells = plan(study, tmp_path)
+    assert len(cells) == len(study.tasks) * len(study.backbones) * len(study.recipes) * len(study.seeds)
+
+
 def test_sections_merge_and_lists_are_replaced():
-    assert merged({'a': {'b': 1, 'c': [1]}}, {'a': {'c': [2]}}, {'d': 3}) == {'a': {'b': 1, 'c': [2]}, 'd': 3}
+    assert merged({'a': {'b': 1, 'c': [1]}}, {'a': {'c': [2]}}, {'d': 3, 'e': 4}, {'e': None}) == {
+        'a': {'b': 1, 'c': [2]},
+        'd': 3,
+    }
 
 
 def test_a_document_without_a_place_for_the_table_is_refused(tmp_path):

@@ -198,6 +198,21 @@ class Stage2Config(_Strict):
 C = TypeVar('C', bound=BaseModel)
 
 
+def read_mapping(path: Path | str) -> dict:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: not readable, or no mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or an impossible date
+        raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f'{path} must hold a mapping, got {type(values).__name__}')
+    return values
+
+
 def load_config(path: Path | str, kind: type[C], overrides: dict[str, object] | None = None) -> C:
     """Read a YAML file into `kind`.
 
@@ -207,12 +222,7 @@ def load_config(path: Path | str, kind: type[C], overrides: dict[str, object] | 
     Raises:
         ConfigError: not readable, an unknown key, a missing key or a value out of range; all are named.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or an impossible date
-        raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f'{path} must hold a mapping, got {type(values).__name__}')
+    values = read_mapping(path)
     for dotted, value in (overrides or {}).items():
         _override(values, dotted, value)
     return validated(values, kind, str(path))

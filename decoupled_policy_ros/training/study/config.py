@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from decoupled_policy_ros.errors import ConfigError
-from decoupled_policy_ros.training.config import load_config
+from decoupled_policy_ros.training.config import read_mapping, validated
 
 Values = dict[str, Any]
 
@@ -105,22 +105,28 @@ class StudyConfig(_Strict):
 
 
 def load_study(path: Path | str) -> StudyConfig:
-    """Read a study.
+    """Read a study; its key `extends` names a file beside it with what it has in common with others.
 
     Raises:
         ConfigError: not readable, an unknown key, a missing key or a value out of range; all are named.
     """
-    return load_config(path, StudyConfig)
+    values = read_mapping(path)
+    if 'extends' in values:
+        base = values.pop('extends')
+        if not isinstance(base, str):
+            raise ConfigError(f'{path}: extends must be the name of a file beside it, got {base!r}')
+        values = merged(read_mapping(Path(path).parent / base), values)
+    return validated(values, StudyConfig, str(path))
 
 
 def merged(*parts: Values) -> Values:
-    """Sections of later parts over those of earlier ones; what is no section is replaced as a whole."""
+    """Sections of later parts over those of earlier ones; what is no section is replaced as a whole, None removes it."""
     result: Values = {}
     for part in parts:
         for key, value in part.items():
             both = isinstance(value, dict) and isinstance(result.get(key), dict)
             result[key] = merged(result[key], value) if both else value
-    return result
+    return {key: value for key, value in result.items() if value is not None}
 
 
 def filled(value: Any, words: dict[str, str]) -> Any:

@@ -93,6 +93,8 @@ def test_the_plan_shares_what_is_the_same(tmp_path):
     (tmp_path / 'b.yaml').write_text(yaml.safe_dump(same))
     others, _ = plan(load_study(tmp_path / 'b.yaml'), tmp_path / 'out')
     assert {job.folder for job in others} < {job.folder for job in jobs}
+    elsewhere, _ = plan(study, tmp_path / 'elsewhere')
+    assert [job.folder.name for job in elsewhere] == [job.folder.name for job in jobs]
 
     longer = values(tmp_path / 'demos', stage1={'optimisation': LOOP | {'steps': 3}})
     (tmp_path / 'c.yaml').write_text(yaml.safe_dump(longer))
@@ -146,6 +148,15 @@ def test_a_wrong_study_is_refused_before_anything_runs(changes, message, tmp_pat
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_finished_backbone_can_be_named(tmp_path):
+    given = {'dp_mlp_panda': {'stage2': {'backbone': 'dp_mlp_panda'}}}
+    recipes = {'decoupled': {'train': 'decoupled'}}
+    config = study_file(tmp_path / 'a.yaml', tmp_path / 'demos', backbones=given, recipes=recipes, seeds=[0])
+    jobs, cells = plan(load_study(config), tmp_path / 'out')
+    assert [type(job) for job in jobs] == [DemonstrationsJob, Cell]
+    assert next(iter(cells.values())).config.backbone == 'dp_mlp_panda'
+
+
 def test_studies_extend_what_they_have_in_common(tmp_path):
     common = values(tmp_path / 'demos')
     del common['name'], common['title']
@@ -155,7 +166,7 @@ def test_studies_extend_what_they_have_in_common(tmp_path):
     study = load_study(tmp_path / 'a.yaml')
     assert study.stage2['optimisation'] == LOOP | {'steps': 9} and study.tasks['lift'].demonstrations == 1
     (tmp_path / 'a.yaml').write_text(yaml.safe_dump(own | {'extends': 'nowhere.yaml'}))
-    with pytest.raises(ConfigError, match='nowhere.yaml'):
+    with pytest.raises(ConfigError, match=r'nowhere\.yaml'):
         load_study(tmp_path / 'a.yaml')
 
 

@@ -51,7 +51,7 @@ class StudyTask(Choice):
 class StudyBackbone(Choice):
     """A backbone and how it is conditioned; the sections of a training configuration."""
 
-    backbone: Values
+    backbone: Values | None = None
     conditioning: Values | None = None
     objective: Values | None = None
 
@@ -60,7 +60,8 @@ class Recipe(Choice):
     """How a policy is trained.
 
     Attributes:
-        train: decoupled (Stage 1, then Stage 2 on the frozen backbone), normal (both together), random (Stage 2 on a
+        train: decoupled (Stage 1, then Stage 2 on the frozen backbone; no Stage 1 where `stage2` names a finished
+            backbone), normal (both together), random (Stage 2 on a
             frozen backbone that saw no Stage 1).
     """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from decoupled_policy_ros.files import write_json
-from decoupled_policy_ros.policy import load_backbone
+from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, validated
 from decoupled_policy_ros.training.evaluation import Evaluation, evaluate
 from decoupled_policy_ros.training.stage1 import train_stage1
@@ -90,12 +90,12 @@ class Cell:
     train: str
     task: str
     rollouts: Rollouts
-    stage1: Path | None
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Folders that other jobs may still be making."""
-        return (self.config.dataset, *([self.stage1] if self.stage1 else []))
+        frozen = self.config.backbone
+        return (self.config.dataset, *([Path(frozen)] if isinstance(frozen, str) else []))
 
     @property
     def done(self) -> bool:
@@ -110,7 +110,8 @@ class Cell:
         """Train and evaluate it; what came out, in words."""
         if not (self.folder / 'task.json').exists():
             train_task(self.config, self.folder, normal=self.train == 'normal')
-        backbone = self.stage1 or self.folder / 'backbone'
+        frozen = self.config.backbone
+        backbone = find_model('backbones', frozen) if isinstance(frozen, str) else self.folder / 'backbone'
         spec = Evaluation(
             str(self.folder),
             self.task,
@@ -198,24 +199,23 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
     common = {'robot': task.robot}
     values = merged(common, {'dataset': str(task.dataset)}, study.stage2, *(c.stage2 for c in choices))
     values = merged(values, {'name': place.task, 'optimisation': {'seed': place.seed}})
-    stage1 = None
-    if recipe.train == 'decoupled':
+    if recipe.train == 'decoupled' and not isinstance(values.get('backbone'), str):
         of_stage1 = merged(common, study.stage1, *(c.stage1 for c in choices), network)
-        stage1 = _stage1_job(filled(of_stage1, words), where, out)
-        needed.append(stage1)
-        values['backbone'] = str(stage1.folder)
-    else:
+        needed.append(_stage1_job(filled(of_stage1, words), where, out))
+        values['backbone'] = str(needed[-1].folder)
+    elif recipe.train != 'decoupled':
         values = merged(values, network, {'random_backbone': recipe.train == 'random'})
     values = filled(values, words)
-    kind = '-'.join(
-        str(backbone.model_dump()[k]['kind']) for k in ('backbone', 'conditioning') if network.get(k)
-    )
-    settings = {'train': recipe.train, 'task': simulated, 'rollouts': study.rollouts.model_dump(), **values}
+    kind = '-'.join(network[key]['kind'] for key in ('backbone', 'conditioning') if key in network) or 'given'
+    settings = {
+        'train': recipe.train,
+        'task': simulated,
+        'rollouts': study.rollouts.model_dump(exclude_defaults=True),
+        **values,
+    }
     folder = out / 'cells' / f'{place.task}-{kind}-{recipe.train}-{place.seed}-{_hash(settings)}'
     config = validated(values, Stage2Config, where)
-    needed.append(
-        Cell(folder, config, recipe.train, simulated, study.rollouts, stage1.folder if stage1 else None)
-    )
+    needed.append(Cell(folder, config, recipe.train, simulated, study.rollouts))
     return needed
 
 
@@ -225,7 +225,12 @@ def _stage1_job(values: Values, where: str, out: Path) -> Stage1Job:
 
 
 def _hash(values: Values) -> str:
-    """Of what is stated, not of what it defaults to: a later version's new options leave old runs alone."""
+    """Of what is stated, not of what it defaults to: a later version's new options leave old runs alone.
+
+    A backbone counts by its name, which is a hash if a study trained it, and not by where the folder of runs lies.
+    """
     loop = {k: v for k, v in values.get('optimisation', {}).items() if k not in FREE_SETTINGS}
-    text = json.dumps({**values, 'optimisation': loop}, sort_keys=True, default=str)
+    backbone = values.get('backbone')
+    named = {'backbone': Path(backbone).name} if isinstance(backbone, str) else {}
+    text = json.dumps({**values, 'optimisation': loop, **named}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -40,6 +40,7 @@ os.environ['ROS_DOMAIN_ID'] = str(_claim_domain())
 os.environ.pop('ROS_LOCALHOST_ONLY', None)  # the older switch would override the range
 os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)
 os.environ.setdefault('MUJOCO_GL', 'egl')
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # a model that is not here is missed at once
 # Many processes on few cores: one thread each is faster than all threads in each.
 for variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
     os.environ.setdefault(variable, '1')

@@ -213,7 +213,7 @@ def test_the_shipped_dp_mlp_computes_the_papers_equations_bit_for_bit(repository
     w = denoiser.state_dict()
     torch.manual_seed(0)
     noisy, modulation = torch.randn(2, 16, 10), torch.randn(2, 8, 2, 1024)
-    x = torch.einsum('bti,tio->bto', noisy, w['embed_weight']) + w['embed_bias']
+    x = (torch.einsum('bti,tio->bto', noisy, w['embed_weight']) + w['embed_bias']).contiguous()
     for i in range(8):
         gamma, beta = modulation[:, i, 0], modulation[:, i, 1]
         h = F.gelu(F.linear(x, w[f'blocks.{i}.expand.weight'], w[f'blocks.{i}.expand.bias']))

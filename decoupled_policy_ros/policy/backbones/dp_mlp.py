@@ -135,6 +135,7 @@ class DPMLPBackbone(Denoiser):
         """
         with full_precision(noisy_actions):
             x = torch.einsum('bti,tio->bto', noisy_actions.float(), self.embed_weight) + self.embed_bias
+        x = x.contiguous()  # else a frozen layer's weights are copied once for each element of the batch
         for block, vectors in zip(self.blocks, self.needs.split(modulation), strict=True):
             x = block(x, *vectors)
         with full_precision(x):

@@ -259,12 +259,12 @@ class ObservationEncoder(nn.Module):
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
         """Features (B, feature_dim) of a dict of (B, n_obs_steps, ...) tensors, images uint8.
 
-        With language, `observation['instruction']` holds embeddings (B, dim), see `InstructionEncoder.embedding`.
+        With language, `observation['instruction']` holds embeddings (B, dim), or one (1, dim) for all of them.
         """
         per_step = [encoder(observation[name]).float() for name, encoder in self.streams.items()]
         if self.language is not None:
             spoken = self.language(observation[INSTRUCTION]).float()
-            per_step.append(spoken[:, None].expand(-1, self.contract.n_obs_steps, -1))
+            per_step.append(spoken[:, None].expand(*per_step[0].shape[:2], -1))
         features = torch.cat(per_step, -1)
         if self.step is not None:
             features = self.step(features).float()

@@ -14,6 +14,7 @@ TEST = [
     'hypothesis>=6.100',
     'pytest>=8',
     'pytest-timeout>=2.3',
+    'sentence-transformers>=3',
 ]
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from decoupled_policy_ros import cli
 from decoupled_policy_ros.data.datasets.dataset import DatasetSpec, DatasetWriter
 from decoupled_policy_ros.data.motions.motions import synth_motions
-from decoupled_policy_ros.errors import CheckpointError, ConfigError, DatasetError
+from decoupled_policy_ros.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from decoupled_policy_ros.nodes.policy_node import PolicyNode
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.policy import Policy, Task, load_policy, save_backbone, save_task
@@ -320,6 +320,21 @@ def test_a_policy_learns_to_tell_two_tasks_apart_by_the_instruction_alone(two_ta
     assert reached[0] < 0.47
     assert reached[1] > 0.53
     assert policy.task.provenance['data']['episodes'] == 3
+
+
+def test_a_run_is_not_resumed_with_another_sentence_model(two_tasks, model, tmp_path):
+    loop = {'steps': 2, 'batch_size': 2, 'checkpoint_every': 1, 'threads': 1}
+    config = config_for(two_tasks, model, optimisation=loop)
+    train_task(config, tmp_path / 'run', normal=True)
+    sentence_model.cache_clear()
+    moved = model.rename(tmp_path / 'right')
+    save_sentence_model(model, seed=1)
+    try:
+        with pytest.raises(TrainingError, match='belongs to another run .sentence_model'):
+            train_task(config, tmp_path / 'run', normal=True)
+    finally:
+        shutil.rmtree(model)
+        moved.rename(model)
 
 
 def test_without_language_several_instructions_are_refused_with_the_remedy(two_tasks, model):

@@ -64,6 +64,8 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
     module.to(optimisation.device)
     backbone.to(optimisation.device)
     identity = identity_of(config, normal=str(normal), backbone=before)
+    if task.encoder.language is not None:
+        identity['sentence_model'] = str(task.encoder.language.config['sha256'])
     trainer = Trainer(module, _task_loss(task, backbone, data, config), optimisation, out, identity)
     trainer.run()
     after = weights_sha256(backbone)

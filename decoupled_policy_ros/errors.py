@@ -59,6 +59,10 @@ class TrainingError(DecoupledPolicyError):
     """Training can't go on: the frozen backbone changed, a loss is not finite, a resume does not fit."""
 
 
+class EvaluationError(DecoupledPolicyError):
+    """Episodes of an evaluation could not be played; the message names policy, task, seeds and the reason."""
+
+
 class SimulationError(DecoupledPolicyError):
     """The simulator or its renderer can't start; the message names what to install."""
 

@@ -21,12 +21,8 @@ from decoupled_policy_ros.sim.reference import DOWN, MAX_STEP_M, grasp_pose, hea
 from decoupled_policy_ros.sim.square_expert import MAX_TURN_RAD, plan_yaws
 from decoupled_policy_ros.sim.tasks import TASKS, sim_task
 from decoupled_policy_ros.training.evaluation import evaluate_all, summary, wilson_interval
-from decoupled_policy_ros.training.rollout import (
-    TORN_STEP_M,
-    Evaluation,
-    checkpoint_folder,
-    largest_step_m,
-)
+from decoupled_policy_ros.training.rollout import Evaluation, checkpoint_folder
+from decoupled_policy_ros.training.scenes import TORN_STEP_M, largest_step_m
 
 
 def act(sim, expert, seed):

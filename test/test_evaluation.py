@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from decoupled_policy_ros.errors import CheckpointError, ConfigError
-from decoupled_policy_ros.runtime.engine import Prediction
 from decoupled_policy_ros.training.evaluation import Evaluation, Rollout, evaluate, wilson_interval
 
 
@@ -36,16 +35,15 @@ def test_the_loop_observes_every_chunk_from_fresh_history_and_executes_eight(
     backbone, task = small_policy_folders
     rollout = Rollout(Evaluation(str(task), 'lift', str(backbone), denoising_steps=2, max_steps=20))
     seen = []
-    engine = rollout.engine
+    many = rollout.engine.many
 
-    def watched(arrays) -> Prediction:
+    def watched(observations, generators):
+        (arrays,) = observations
         seen.append((rollout.sim.stamp_ns, {name: array.copy() for name, array in arrays.items()}))
-        return engine(arrays)
+        return many(observations, generators)
 
-    monkeypatch.setattr(rollout, 'engine', watched)
-    watched.reset = engine.reset
-    start = rollout.run(seed=3).steps
-    assert start == 20
+    monkeypatch.setattr(rollout.engine, 'many', watched)
+    assert rollout.run(seed=3).steps == 20
     stamps = np.array([stamp for stamp, _ in seen])
     assert np.diff(stamps).tolist() == [400_000_000] * 2
     for _, arrays in seen:
@@ -56,7 +54,7 @@ def test_the_loop_observes_every_chunk_from_fresh_history_and_executes_eight(
     seen.clear()
     rollout.run(seed=3)
     np.testing.assert_array_equal(first_run, [arrays['proprioception'] for _, arrays in seen])
-    rollout.sim.close()
+    rollout.close()
 
 
 @pytest.mark.sim

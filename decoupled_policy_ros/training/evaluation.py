@@ -1,15 +1,13 @@
-"""Closed-loop evaluation in the simulator: episodes over processes, success with its uncertainty."""
+"""Closed-loop evaluation in the simulator: episodes over processes or machines, success with its uncertainty."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,31 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from decoupled_policy_ros.data.datasets.video import VideoWriter
-from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.data.parallel import run_tasks
+from decoupled_policy_ros.errors import ConfigError, EvaluationError
 from decoupled_policy_ros.files import write_json
-from decoupled_policy_ros.training.rollout import EpisodeResult, Evaluation, Rollout
+from decoupled_policy_ros.training.rollout import LANES, Arms, EpisodeResult, Evaluation, Rollout
 
 __all__ = ['EpisodeResult', 'Evaluation', 'Rollout', 'evaluate', 'evaluate_all', 'wilson_interval']
 
 FILMED_EPISODES = 5
+
+
+@dataclass(frozen=True)
+class Films:
+    """Which episodes are filmed, each into a file of its own.
+
+    Attributes:
+        folder: of the files.
+        episodes: so many of the first of each policy in each task.
+    """
+
+    folder: Path
+    episodes: int = FILMED_EPISODES
+
+    def path(self, policy: int, seed: int) -> Path:
+        """File of the episode of a seed, of policy number `policy` of an evaluation."""
+        return self.folder / f'{policy:03d}-{seed}.mp4'
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -46,21 +61,22 @@ def evaluate(
     workers: int | None = None,
     json_path: Path | None = None,
     video: Path | None = None,
+    lanes: int = LANES,
 ) -> dict[str, Any]:
     """Success over episodes seeded seed, seed + 1, ..., with a Wilson interval.
 
     Args:
-        workers: processes; one per core by default.
+        workers, video, lanes: see `evaluate_all`.
         json_path: the report is also written here.
-        video: the first 5 episodes are also filmed into this file, one after the other.
 
     Returns:
         The report: rate, interval, and each episode's seed, outcome and steps.
 
     Raises:
         CheckpointError, FingerprintMismatch, ConfigError, SimulationError: as their constructors say.
+        EvaluationError: see `evaluate_all`.
     """
-    report = evaluate_all([spec], episodes, seed, workers, video=video)['reports'][0]
+    report = evaluate_all([spec], episodes, seed, workers, video=video, lanes=lanes)['reports'][0]
     if json_path is not None:
         write_json(json_path, report)
     return report
@@ -73,6 +89,9 @@ def evaluate_all(
     workers: int | None = None,
     json_path: Path | None = None,
     video: Path | None = None,
+    lanes: int = LANES,
+    ray: str | None = None,
+    films: Films | None = None,
 ) -> dict[str, Any]:
     """Several policies, tasks or robots over the same scenes, with one pool of processes.
 
@@ -82,23 +101,37 @@ def evaluate_all(
     Args:
         specs: what to evaluate, in the order of the reports.
         episodes: of each of them, seeded seed, seed + 1, ...
-        workers, json_path, video: as for `evaluate`; the film is of the first one.
+        workers: processes; one per core by default. With 1 everything runs in this process.
+        json_path: the report is also written here.
+        video: the first 5 episodes of the first policy are also filmed into this file, one after the other.
+        lanes: episodes that a process has under way at a time; see `Rollout`.
+        ray: address of a Ray cluster to use instead of processes of this machine; see `data.parallel`.
+        films: also film episodes of every policy.
 
     Returns:
         {'reports': one as from `evaluate` for each, 'summary': rows, see `summary`}.
 
     Raises:
         CheckpointError, FingerprintMismatch, ConfigError, SimulationError: as their constructors say.
+        EvaluationError: a process or machine failed.
     """
     if episodes < 1 or not specs:
         raise ConfigError(f'episodes must be at least 1, got {episodes} of {len(specs)} policies')
+    if lanes < 1 or (workers is not None and workers < 1):
+        raise ConfigError(f'workers and lanes must be at least 1, got {workers} and {lanes}')
+    workers = workers or len(os.sched_getaffinity(0))
     seeds = range(seed, seed + episodes)
-    for index, spec in enumerate(specs):  # here first: a wrong file is reported once and not by every worker
-        _try_out(spec, seeds, video if index == 0 else None)
-    jobs = [(spec, s) for spec in specs for s in seeds]
-    with _pool(min(workers or len(os.sched_getaffinity(0)), len(jobs))) as pool:
-        results = _watched({pool.submit(_run_episode, *job): job for job in jobs})
-    reports = [_report(spec, seed, [results[spec, s] for s in seeds]) for spec in specs]
+    if video is not None:
+        _film(specs[0], seeds[:FILMED_EPISODES], video)
+    alone = workers == 1 and ray is None
+    jobs = _jobs(specs, seeds, lanes, 1 if alone else workers, films)
+    finished = _here(jobs) if alone else _elsewhere(jobs, workers, ray)
+    with closing(finished):
+        results = _watched(finished, len(specs) * episodes)
+    reports = [_report(spec, seed, [results[i, s] for s in seeds]) for i, spec in enumerate(specs)]
+    if films is not None:
+        for index, report in enumerate(reports):
+            report['films'] = {s: films.path(index, s).name for s in seeds[: films.episodes]}
     both = {'reports': reports, 'summary': summary(reports)}
     if json_path is not None:
         write_json(json_path, both)
@@ -134,18 +167,6 @@ def summary(reports: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _try_out(spec: Evaluation, seeds: range, video: Path | None) -> None:
-    """Load everything once, and film the first episodes if asked to."""
-    rollout = Rollout(spec)
-    try:
-        if video is not None:
-            with VideoWriter(video, round(rollout.contract.rate_hz)) as writer:
-                for filmed in seeds[:FILMED_EPISODES]:
-                    rollout.run(filmed, writer)
-    finally:
-        rollout.close()
-
-
 def _report(spec: Evaluation, seed: int, results: list[EpisodeResult]) -> dict[str, Any]:
     successes = [r for r in results if r.success]
     chunks = sum(r.chunks for r in results)
@@ -162,37 +183,99 @@ def _report(spec: Evaluation, seed: int, results: list[EpisodeResult]) -> dict[s
     }
 
 
-# --- in the workers ------------------------------------------------------------------------------
-
-_rollouts: dict[Evaluation, Rollout] = {}
+# --- who plays which episodes -----------------------------------------------------------------------
 
 
-def _start_worker() -> None:
-    torch.set_num_threads(1)
+@dataclass(frozen=True)
+class _Job:
+    """Episodes of one policy; `index` is its place among those that are evaluated."""
+
+    index: int
+    spec: Evaluation
+    seeds: tuple[int, ...]
+    lanes: int
+    films: tuple[tuple[int, Path], ...] = ()
 
 
-def _run_episode(spec: Evaluation, seed: int) -> EpisodeResult:
-    if spec not in _rollouts:
-        # One at a time: a simulator takes memory, and episodes of one policy come one after the other.
-        for rollout in _rollouts.values():
-            rollout.close()
-        _rollouts.clear()
-        _rollouts[spec] = Rollout(spec)
-    return _rollouts[spec].run(seed)
+Finished = Generator[tuple[int, EpisodeResult], None, None]
 
 
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Spawned processes; what waits is dropped when the block ends in an error."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_worker)
+def _jobs(
+    specs: Sequence[Evaluation], seeds: range, lanes: int, workers: int, films: Films | None
+) -> list[_Job]:
+    """Jobs of a size at which the lanes are mostly busy and the workers finish together."""
+    pieces = 1
+    if workers > 1:
+        largest = min(2 * lanes, math.ceil(len(specs) * len(seeds) / workers))
+        pieces = math.ceil(len(seeds) / largest)
+    jobs = []
+    for index, spec in enumerate(specs):
+        for piece in np.array_split(seeds, pieces):
+            mine = tuple(map(int, piece))
+            filmed = [s for s in mine if films is not None and s in seeds[: films.episodes]]
+            paths = tuple((s, films.path(index, s).resolve()) for s in filmed) if films is not None else ()
+            jobs.append(_Job(index, spec, mine, lanes, paths))
+    return jobs
+
+
+def _here(jobs: Sequence[_Job]) -> Finished:
+    """Play the jobs in this process."""
+    arms = Arms()
     try:
-        yield pool
+        for job in jobs:
+            rollout = Rollout(job.spec, job.lanes, arms)
+            for result in rollout.run_all(job.seeds, dict(job.films)):
+                yield job.index, result
     finally:
-        pool.shutdown(cancel_futures=True)
+        arms.close()
 
 
-def _watched(futures: dict[Future, tuple[Evaluation, int]]) -> dict[tuple[Evaluation, int], EpisodeResult]:
-    results: dict[tuple[Evaluation, int], EpisodeResult] = {}
+def _elsewhere(jobs: Sequence[_Job], workers: int, ray: str | None) -> Finished:
+    """Play the jobs in other processes, once all policies were seen to load here."""
+    arms = Arms()
+    try:
+        for spec in dict.fromkeys(job.spec for job in jobs):
+            Rollout(spec, arms=arms)  # a wrong file is reported once and not by every worker
+    finally:
+        arms.close()
+    with closing(run_tasks(_play, jobs, workers, ray)) as results:
+        for result in results:
+            job = jobs[result.index]
+            if result.error is not None:
+                raise EvaluationError(
+                    f'{job.spec.policy} in {job.spec.task}, seeds {job.seeds[0]} to {job.seeds[-1]}: {result.error}'
+                )
+            for episode in result.value:
+                yield job.index, episode
+
+
+_arms = Arms()
+_rollout: tuple[Evaluation, Rollout] | None = None
+
+
+def _play(job: _Job) -> list[EpisodeResult]:
+    """All episodes of a job, in a worker; simulators and policy stay for the next job."""
+    global _rollout
+    torch.set_num_threads(1)
+    if _rollout is None or _rollout[0] != job.spec:
+        _rollout = job.spec, Rollout(job.spec, job.lanes, _arms)
+    return list(_rollout[1].run_all(job.seeds, dict(job.films)))
+
+
+def _film(spec: Evaluation, seeds: range, path: Path) -> None:
+    """Film episodes, one after the other."""
+    rollout = Rollout(spec)
+    try:
+        with rollout.scenes[0].film(path) as writer:
+            for seed in seeds:
+                rollout.run(seed, writer)
+    finally:
+        rollout.close()
+
+
+def _watched(finished: Finished, total: int) -> dict[tuple[int, int], EpisodeResult]:
+    """Results by policy and seed, with a progress bar meanwhile."""
+    results: dict[tuple[int, int], EpisodeResult] = {}
     columns = (
         TextColumn('{task.description}'),
         BarColumn(),
@@ -201,9 +284,9 @@ def _watched(futures: dict[Future, tuple[Evaluation, int]]) -> dict[tuple[Evalua
         TextColumn('{task.fields[note]}'),
     )
     with Progress(*columns, refresh_per_second=2) as progress:
-        bar = progress.add_task('episodes', total=len(futures), note='')
-        for future in as_completed(futures):
-            results[futures[future]] = future.result()
+        bar = progress.add_task('episodes', total=total, note='')
+        for index, result in finished:
+            results[index, result.seed] = result
             note = f'{sum(r.success for r in results.values())} succeeded'
             progress.update(bar, advance=1, note=note)
     return results

@@ -1,33 +1,29 @@
-"""A policy in the closed loop with a simulated arm, through the observation and policy code that the node runs."""
+"""A policy in the closed loop with simulated arms, through the observation and policy code that the node runs."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import NDArray
 
 from decoupled_policy_ros.data.datasets.video import VideoWriter
 from decoupled_policy_ros.errors import CheckpointError, ConfigError
 from decoupled_policy_ros.observation.contract import ObservationContract
-from decoupled_policy_ros.observation.proprioception import Proprioception
-from decoupled_policy_ros.observation.sampler import Sampler
-from decoupled_policy_ros.observation.streams import StreamBuffer
 from decoupled_policy_ros.policy.checkpoint import find_model, load_policy
-from decoupled_policy_ros.robot.description import load_robot
-from decoupled_policy_ros.robot.kinematics import Kinematics
-from decoupled_policy_ros.robot.poses import GRIPPER_CLOSED, GRIPPER_OPEN
-from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
+from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.sim.environment import SimRobot
-from decoupled_policy_ros.sim.reference import MAX_STEP_M
 from decoupled_policy_ros.sim.tasks import sim_task
+from decoupled_policy_ros.training.scenes import Arrays, EpisodeResult, Scene
 
 CHECKPOINTS = ('last', 'best')
-#: A chunk is torn where one executed waypoint lies this far from the one before, twice what any demonstration of an
-#: expert moves in a step: its waypoints belong to different ways of doing the task.
-TORN_STEP_M = 2 * MAX_STEP_M
+#: Episodes at a time. The network takes 8 chunks at once in some five times the time of one.
+LANES = 8
 
 
 @dataclass(frozen=True)
@@ -58,25 +54,6 @@ class Evaluation:
     instruction: str | None = None
 
 
-@dataclass(frozen=True)
-class EpisodeResult:
-    """Outcome of the episode of one seed, the control steps that it took, and how coherent its chunks were.
-
-    Attributes:
-        seed, success, steps: of the episode.
-        chunks: predicted.
-        torn_chunks: how many of them have a step longer than TORN_STEP_M among what was executed of them.
-        largest_step_m: longest such step of all.
-    """
-
-    seed: int
-    success: bool
-    steps: int
-    chunks: int = 0
-    torn_chunks: int = 0
-    largest_step_m: float = 0.0
-
-
 def checkpoint_folder(policy: str, checkpoint: str) -> Path:
     """Folder of the weights to evaluate.
 
@@ -96,91 +73,140 @@ def checkpoint_folder(policy: str, checkpoint: str) -> Path:
     return folder / 'best'
 
 
-def largest_step_m(actions: ArrayLike) -> float:
-    """Largest distance (m) between two consecutive positions of a chunk (T, 10); 0 for a single one."""
-    positions = np.asarray(actions, float)[:, :3]
-    return float(np.linalg.norm(np.diff(positions, axis=0), axis=1).max(initial=0.0))
+class Arms:
+    """Simulated arms of one kind, built when they are first needed, and handed on from one policy to the next."""
+
+    def __init__(self) -> None:
+        self._sims: list[SimRobot] = []
+        self._kind: tuple[object, ...] = ()
+
+    def get(
+        self,
+        count: int,
+        task: str,
+        robot: RobotDescription,
+        cameras: Mapping[str, tuple[int, int]],
+        rate_hz: float,
+    ) -> list[SimRobot]:
+        """So many arms; those of another kind are ended first, for each takes some 200 MB."""
+        kind = (task, robot, tuple(sorted(cameras.items())), rate_hz)
+        if kind != self._kind:
+            self.close()
+            self._kind = kind
+        while len(self._sims) < count:
+            self._sims.append(SimRobot(task, robot, cameras, rate_hz=rate_hz))
+        return self._sims[:count]
+
+    def close(self) -> None:
+        """End the simulators."""
+        while self._sims:
+            self._sims.pop().close()
 
 
 class Rollout:
-    """A policy in the closed loop with a simulated arm."""
+    """A policy in the closed loop with simulated arms, several episodes at a time.
 
-    def __init__(self, spec: Evaluation):
-        robot = load_robot(spec.robot)
-        policy = load_policy(checkpoint_folder(spec.policy, spec.checkpoint), robot, spec.backbone)
-        self.contract: ObservationContract = policy.contract
-        self.n_execute = policy.n_execute
+    Episodes go on independently of each other and wait where they need a chunk; the chunks of all of them are then
+    denoised in one pass of the network. The scene and the noise of an episode depend on its seed alone.
+
+    Args:
+        spec: what to evaluate.
+        lanes: at most so many episodes at a time.
+        arms: to take simulators from; its own by default.
+
+    Raises:
+        CheckpointError, FingerprintMismatch, ConfigError, SimulationError: a file is missing or damaged, or policy,
+            robot and task do not fit together.
+    """
+
+    def __init__(self, spec: Evaluation, lanes: int = 1, arms: Arms | None = None):
+        if lanes < 1:
+            raise ConfigError(f'lanes must be at least 1, got {lanes}')
+        self.robot = load_robot(spec.robot)
+        self.policy = load_policy(checkpoint_folder(spec.policy, spec.checkpoint), self.robot, spec.backbone)
+        self.contract: ObservationContract = self.policy.contract
+        self.task = sim_task(spec.task)
         instruction = spec.instruction
-        if instruction is None and policy.task.encoder.language is not None:
-            instruction = sim_task(spec.task).instruction
-        self.engine = Engine(policy, spec.denoising_steps, sampler=spec.sampler, instruction=instruction)
-        cameras = {s.name: (s.shape[0], s.shape[1]) for s in self.contract.streams if s.kind == 'image'}
-        self.max_steps = spec.max_steps or sim_task(spec.task).max_steps
-        self.sim = SimRobot(spec.task, robot, cameras, rate_hz=self.contract.rate_hz)
-        self.proprioception = Proprioception(robot, Kinematics(robot))
-        self.buffers = {name: StreamBuffer(2 * self.contract.n_obs_steps) for name in self.contract.names}
-        self.sampler = Sampler(self.contract, self.buffers)
+        if instruction is None and self.policy.task.encoder.language is not None:
+            instruction = self.task.instruction
+        self.engine = Engine(self.policy, spec.denoising_steps, sampler=spec.sampler, instruction=instruction)
+        self.max_steps = self.task.max_steps if spec.max_steps is None else spec.max_steps
+        if self.max_steps < 1:
+            raise ConfigError(f'max_steps must be at least 1, got {spec.max_steps}')
+        self.lanes = lanes
+        self.arms = arms or Arms()
+        self.scenes = self._scenes(1)  # what does not fit together shows here
 
-    def run(self, seed: int, video: VideoWriter | None = None) -> EpisodeResult:
-        """One episode from `seed`, until success, a failure that nothing can mend, or the last step."""
-        self._start(seed)
-        latch, chunk = GripperLatch(), None
-        steps_m: list[float] = []
-        step = 0
-        while step < self.max_steps and not (self.sim.success or self.sim.failed):
-            if video is not None:
-                video.add(self.sim.image('overview'))
-            if chunk is None or self.sim.stamp_ns >= chunk.replan_stamp_ns - self._history_ns:
-                self._observe()
-            if chunk is None or self.sim.stamp_ns >= chunk.replan_stamp_ns:
-                chunk, step_m = self._plan()
-                steps_m.append(step_m)
-            pose, gripper = chunk.sample(self.sim.stamp_ns)
-            latch.update(gripper)
-            self.sim.step(pose, GRIPPER_CLOSED if latch.state == 'closed' else GRIPPER_OPEN)
-            step += 1
-        torn = sum(step_m > TORN_STEP_M for step_m in steps_m)
-        return EpisodeResult(seed, self.sim.success, step, len(steps_m), torn, max(steps_m, default=0.0))
+    def run(self, seed: int, film: Path | VideoWriter | None = None) -> EpisodeResult:
+        """One episode from `seed`, filmed if asked to, see `Scene.episode`."""
+        (result,) = self.run_all([seed], {} if film is None else {seed: film})
+        return result
 
-    def close(self) -> None:
-        """End the simulator."""
-        self.sim.close()
+    def run_all(
+        self, seeds: Iterable[int], films: Mapping[int, Path | VideoWriter] | None = None
+    ) -> Iterator[EpisodeResult]:
+        """Episodes from these seeds, each as soon as it is finished.
 
-    def _start(self, seed: int) -> None:
-        self.sim.reset(seed)
-        self.engine.reset(seed)
-        for buffer in self.buffers.values():
-            buffer.clear()
-        # History is observed, never made up: the arm holds still until there is enough of it.
-        home = self.sim.pose_base_ee
-        for _ in range(self.contract.n_obs_steps - 1):
-            self._observe()
-            self.sim.step(home, GRIPPER_OPEN)
-
-    def _plan(self) -> tuple[Chunk, float]:
-        """The next chunk, and the largest step (m) among its waypoints that are executed."""
-        observation = self.sampler.sample(self.sim.stamp_ns)
-        actions = self.engine(observation.arrays).actions
-        chunk = Chunk(
-            actions, observation.stamp_ns, self.contract.rate_hz, self.contract.n_obs_steps, self.n_execute
-        )
-        first = self.contract.n_obs_steps - 1
-        return chunk, largest_step_m(actions[first : first + self.n_execute])
+        Args:
+            seeds: of the episodes.
+            films: what some of them are filmed into.
+        """
+        waiting, films = deque(seeds), films or {}
+        self.scenes = self._scenes(max(1, min(self.lanes, len(waiting))))
+        free = list(self.scenes)
+        running: list[_Running] = []
+        try:
+            while waiting or running:
+                while waiting and free:
+                    seed = waiting.popleft()
+                    running.append(_Running(free.pop(), seed, self.max_steps, films.get(seed)))
+                going = [episode for episode in running if episode.result is None]
+                if going:
+                    chunks = self.engine.many([e.observation for e in going], [e.generator for e in going])
+                    for episode, actions in zip(going, chunks, strict=True):
+                        episode.go_on(actions)
+                for episode in running:
+                    if episode.result is not None:
+                        free.append(episode.scene)
+                        yield episode.result
+                running = [episode for episode in running if episode.result is None]
+        finally:
+            for episode in running:
+                episode.moves.close()
 
     @property
-    def _history_ns(self) -> int:
-        return self.contract.offset_ns(self.contract.n_obs_steps - 1)
+    def sim(self) -> SimRobot:
+        """The first of its simulated arms, the only one with one lane."""
+        return self.scenes[0].sim
 
-    def _observe(self) -> None:
-        """Push the present state; pictures are drawn only when a chunk is about to need them."""
-        for stream in self.contract.streams:
-            self.buffers[stream.name].push(self.sim.stamp_ns, self._measure(stream.name, stream.kind))
+    def close(self) -> None:
+        """End the simulators."""
+        self.arms.close()
 
-    def _measure(self, name: str, kind: str) -> NDArray:
-        if kind == 'image':
-            return self.sim.image(name)
-        if kind == 'proprioception':
-            return self.proprioception(self.sim.joint_positions)
-        if name != 'object_state':
-            raise ConfigError(f'the simulator does not measure the vector {name!r}; valid: object_state')
-        return self.sim.object_state
+    def _scenes(self, count: int) -> list[Scene]:
+        cameras = {s.name: (s.shape[0], s.shape[1]) for s in self.contract.streams if s.kind == 'image'}
+        sims = self.arms.get(count, self.task.name, self.robot, cameras, self.contract.rate_hz)
+        return [Scene(sim, self.contract, self.policy.n_execute) for sim in sims]
+
+
+class _Running:
+    """An episode under way: what it observes where it waits for a chunk, in the end its result."""
+
+    observation: Arrays
+    result: EpisodeResult | None = None
+
+    def __init__(self, scene: Scene, seed: int, max_steps: int, film: Path | VideoWriter | None):
+        self.scene = scene
+        self.generator = torch.Generator().manual_seed(seed)
+        self.moves = scene.episode(seed, max_steps, film)
+        self._move(lambda: next(self.moves))
+
+    def go_on(self, actions: NDArray[np.float64]) -> None:
+        """Execute a chunk (horizon, 10)."""
+        self._move(lambda: self.moves.send(actions))
+
+    def _move(self, move: Callable[[], Arrays]) -> None:
+        try:
+            self.observation = move()
+        except StopIteration as end:
+            self.result = end.value

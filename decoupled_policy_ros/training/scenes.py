@@ -1,0 +1,173 @@
+"""A simulated scene as a policy sees it, and an episode in it that stops wherever it needs a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from decoupled_policy_ros.data.datasets.video import VideoWriter
+from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.observation.contract import ObservationContract
+from decoupled_policy_ros.observation.proprioception import Proprioception
+from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.observation.streams import StreamBuffer
+from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.robot.poses import GRIPPER_CLOSED, GRIPPER_OPEN
+from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
+from decoupled_policy_ros.sim.environment import SimRobot
+from decoupled_policy_ros.sim.reference import MAX_STEP_M
+
+#: A chunk is torn where one executed waypoint lies this far from the one before, twice what any demonstration of an
+#: expert moves in a step: its waypoints belong to different ways of doing the task.
+TORN_STEP_M = 2 * MAX_STEP_M
+#: Drawing a frame takes longer than simulating its step, so a film has every other one.
+FILM_EVERY = 2
+GREEN, RED = (60, 170, 80), (200, 60, 50)
+
+Arrays = dict[str, NDArray]
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """Outcome of the episode of one seed, the control steps that it took, and how coherent its chunks were.
+
+    Attributes:
+        seed, success, steps: of the episode.
+        chunks: predicted.
+        torn_chunks: how many of them have a step longer than TORN_STEP_M among what was executed of them.
+        largest_step_m: longest such step of all.
+    """
+
+    seed: int
+    success: bool
+    steps: int
+    chunks: int = 0
+    torn_chunks: int = 0
+    largest_step_m: float = 0.0
+
+
+def largest_step_m(actions: ArrayLike) -> float:
+    """Largest distance (m) between two consecutive positions of a chunk (T, 10); 0 for a single one."""
+    positions = np.asarray(actions, float)[:, :3]
+    return float(np.linalg.norm(np.diff(positions, axis=0), axis=1).max(initial=0.0))
+
+
+class Scene:
+    """A simulated arm with the streams of an observation contract.
+
+    Args:
+        sim: the arm; it may serve other scenes, one after the other.
+        contract: what to observe.
+        n_execute: waypoints of a chunk that are executed.
+
+    Raises:
+        ConfigError: the simulator does not measure one of the streams, or measures another number of values.
+    """
+
+    def __init__(self, sim: SimRobot, contract: ObservationContract, n_execute: int):
+        self.sim, self.contract, self.n_execute = sim, contract, n_execute
+        self.proprioception = Proprioception(sim.robot, Kinematics(sim.robot))
+        self.buffers = {name: StreamBuffer(2 * contract.n_obs_steps) for name in contract.names}
+        self.sampler = Sampler(contract, self.buffers)
+        for stream in contract.streams:
+            if (
+                stream.kind != 'image'
+                and (shape := self._measure(stream.name, stream.kind).shape) != stream.shape
+            ):
+                raise ConfigError(
+                    f'the policy observes {stream.name!r} of {stream.shape[0]} values, but in the task '
+                    f'{sim.task.name!r} with robot {sim.robot.name!r} it has {shape[0]}: it was trained for another'
+                )
+
+    def episode(
+        self, seed: int, max_steps: int, film: Path | VideoWriter | None = None
+    ) -> Generator[Arrays, NDArray[np.float64], EpisodeResult]:
+        """One episode, until success, a failure that nothing can mend, or the last step.
+
+        Yields the observation (arrays (n_obs_steps, ...)) wherever a chunk is due, and takes its actions
+        (horizon, 10).
+
+        Args:
+            seed: of the scene.
+            max_steps: of control.
+            film: a video of it, or the writer of one that has other episodes too.
+        """
+        with ExitStack() as stack:
+            writer = stack.enter_context(self.film(film)) if isinstance(film, Path) else film
+            self._start(seed)
+            latch, chunk = GripperLatch(), None
+            steps_m: list[float] = []
+            step = 0
+            while step < max_steps and not (self.sim.success or self.sim.failed):
+                if writer is not None and step % FILM_EVERY == 0:
+                    writer.add(self.sim.image('overview'))
+                if chunk is None or self.sim.stamp_ns >= chunk.replan_stamp_ns - self._history_ns:
+                    self._observe()
+                if chunk is None or self.sim.stamp_ns >= chunk.replan_stamp_ns:
+                    observation = self.sampler.sample(self.sim.stamp_ns)
+                    actions = yield observation.arrays
+                    steps_m.append(largest_step_m(actions[self._executed]))
+                    chunk = self._chunk(actions, observation.stamp_ns)
+                pose, gripper = chunk.sample(self.sim.stamp_ns)
+                latch.update(gripper)
+                self.sim.step(pose, GRIPPER_CLOSED if latch.state == 'closed' else GRIPPER_OPEN)
+                step += 1
+            success = self.sim.success
+            if writer is not None:
+                self._film_outcome(writer, success)
+        torn = sum(step_m > TORN_STEP_M for step_m in steps_m)
+        return EpisodeResult(seed, success, step, len(steps_m), torn, max(steps_m, default=0.0))
+
+    def film(self, path: Path) -> VideoWriter:
+        """A writer of a video that runs as fast as the episode does."""
+        return VideoWriter(path, self.contract.rate_hz / FILM_EVERY)
+
+    def _film_outcome(self, writer: VideoWriter, success: bool) -> None:
+        """The last state for a second in a frame, green for success and red for failure."""
+        picture = self.sim.image('overview').copy()
+        height, width = picture.shape[:2]
+        cv2.rectangle(picture, (0, 0), (width - 1, height - 1), GREEN if success else RED, 8)
+        for _ in range(round(self.contract.rate_hz / FILM_EVERY)):
+            writer.add(picture)
+
+    def _start(self, seed: int) -> None:
+        self.sim.reset(seed)
+        for buffer in self.buffers.values():
+            buffer.clear()
+        # History is observed, never made up: the arm holds still until there is enough of it.
+        home = self.sim.pose_base_ee
+        for _ in range(self.contract.n_obs_steps - 1):
+            self._observe()
+            self.sim.step(home, GRIPPER_OPEN)
+
+    def _chunk(self, actions: NDArray[np.float64], stamp_ns: int) -> Chunk:
+        return Chunk(actions, stamp_ns, self.contract.rate_hz, self.contract.n_obs_steps, self.n_execute)
+
+    @property
+    def _executed(self) -> slice:
+        first = self.contract.n_obs_steps - 1
+        return slice(first, first + self.n_execute)
+
+    @property
+    def _history_ns(self) -> int:
+        return self.contract.offset_ns(self.contract.n_obs_steps - 1)
+
+    def _observe(self) -> None:
+        """Push the present state; pictures are drawn only when a chunk is about to need them."""
+        for stream in self.contract.streams:
+            self.buffers[stream.name].push(self.sim.stamp_ns, self._measure(stream.name, stream.kind))
+
+    def _measure(self, name: str, kind: str) -> NDArray:
+        if kind == 'image':
+            return self.sim.image(name)
+        if kind == 'proprioception':
+            return self.proprioception(self.sim.joint_positions)
+        if name != 'object_state':
+            raise ConfigError(f'the simulator does not measure the vector {name!r}; valid: object_state')
+        return self.sim.object_state

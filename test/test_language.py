@@ -330,7 +330,7 @@ def test_a_run_is_not_resumed_with_another_sentence_model(two_tasks, model, tmp_
     moved = model.rename(tmp_path / 'right')
     save_sentence_model(model, seed=1)
     try:
-        with pytest.raises(TrainingError, match='belongs to another run .sentence_model'):
+        with pytest.raises(TrainingError, match=r'belongs to another run \(sentence_model'):
             train_task(config, tmp_path / 'run', normal=True)
     finally:
         shutil.rmtree(model)

@@ -15,6 +15,7 @@ from written_motion import near_home, write_demonstrations
 from decoupled_policy_ros.data.motions.motions import MotionWriter
 from decoupled_policy_ros.errors import ConfigError, FingerprintMismatch
 from decoupled_policy_ros.policy import load_backbone, load_policy, save_backbone
+from decoupled_policy_ros.policy.encoders import TRUNKS, ImageEncoder
 from decoupled_policy_ros.policy.normalisation import ActionNormaliser
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot, robot_file
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
@@ -223,3 +224,20 @@ def test_frozen_is_without_gradient_and_without_dropout(small_backbone):
 def test_a_policy_with_more_denoising_than_training_steps_is_refused(small_policy, steps):
     with pytest.raises(ConfigError, match=rf'denoising steps must be in 1\.\.100 .*got {steps}'):
         Engine(small_policy, steps)
+
+
+@pytest.mark.parametrize('pretrained', [False, True])
+@pytest.mark.parametrize('trunk', TRUNKS)
+def test_no_encoder_follows_the_statistics_of_a_batch(trunk, pretrained):
+    """A BatchNorm's statistics are of the weights as they were, not of their average: actions drift, the loss falls."""
+    torch.manual_seed(0)
+    encoder = ImageEncoder(crop=32, base_channels=16, keypoints=4, trunk=trunk, pretrained=pretrained).train()
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules())
+    images = torch.randint(256, (3, 1, 32, 32, 3), dtype=torch.uint8)
+    buffers = {name: value.clone() for name, value in encoder.named_buffers()}
+    with torch.no_grad():
+        together, alone = encoder(images), encoder(images[1:2])
+        torch.testing.assert_close(together[1:2], alone, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(encoder.eval()(images), together, rtol=1e-3, atol=1e-4)
+    for name, value in encoder.named_buffers():
+        assert torch.equal(value, buffers[name]), name

@@ -28,7 +28,9 @@ ARGUMENTS = [
         description='Name or folder of a backbone; empty: the one the task names.',
     ),
     DeclareLaunchArgument(
-        'instruction', default_value='', description='Must be what the task was trained on; empty: that one.'
+        'instruction',
+        default_value='',
+        description='What to do, in words; empty: the only instruction that the task was trained on.',
     ),
     DeclareLaunchArgument(
         'device', default_value='cpu', description='Where the network runs: cpu, cuda, cuda:1, ...'

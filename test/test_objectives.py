@@ -65,6 +65,16 @@ def test_ddpm_equals_diffusers(steps, prediction):
         torch.testing.assert_close(x, wanted, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize('training_steps', [1, 10, 100, 1000])
+def test_betas_equal_diffusers(training_steps):
+    """Squared-cosine, each beta at most 0.999."""
+    reference = diffusers.DDPMScheduler(training_steps, beta_schedule='squaredcos_cap_v2')
+    ours = NoiseSchedule(ScheduleConfig(training_steps=training_steps))
+    torch.testing.assert_close(ours.beta, reference.betas, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(ours.alpha_bar, reference.alphas_cumprod, rtol=1e-4, atol=1e-9)
+    assert ours.beta.max() == pytest.approx(0.999) or training_steps == 1
+
+
 def test_forward_noise_and_velocity_equal_diffusers():
     reference = theirs(diffusers.DDPMScheduler, 'v')
     (x_0, eps), k = randoms(2, 100, 16, 10), torch.arange(100)
@@ -101,6 +111,14 @@ def test_flow_goes_on_a_straight_line_from_actions_to_noise():
     torch.testing.assert_close(x_k[-1], eps[-1])
     torch.testing.assert_close(x_k[24], 0.75 * x_0[24] + 0.25 * eps[24])
     torch.testing.assert_close(x_k - schedule.noise[:, None, None] * velocity, x_0, rtol=0, atol=1e-5)
+
+
+def test_flows_noise_equals_diffusers():
+    reference = diffusers.FlowMatchEulerDiscreteScheduler(100, shift=1.0)
+    (x_0, eps), k = randoms(2, 100, 16, 10), torch.arange(100)
+    ours = FlowSchedule().add_noise(x_0, eps, k)
+    wanted = reference.scale_noise(x_0, reference.timesteps.flip(0), eps)  # theirs count from noise to clean
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
 
 
 @every_objective

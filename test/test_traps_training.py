@@ -15,6 +15,7 @@ from written_motion import near_home, write_demonstrations
 from decoupled_policy_ros.data.motions.motions import MotionWriter
 from decoupled_policy_ros.errors import ConfigError, FingerprintMismatch
 from decoupled_policy_ros.policy import load_backbone, load_policy, save_backbone
+from decoupled_policy_ros.policy.backbones import DPMLPSize
 from decoupled_policy_ros.policy.encoders import TRUNKS, ImageEncoder
 from decoupled_policy_ros.policy.normalisation import ActionNormaliser
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot, robot_file
@@ -218,6 +219,27 @@ def test_frozen_is_without_gradient_and_without_dropout(small_backbone):
     assert not any(p.requires_grad for p in small_backbone.parameters())
     dropouts = [m for m in small_backbone.modules() if isinstance(m, nn.Dropout)]
     assert dropouts and not any(m.training for m in small_backbone.modules())
+
+
+@pytest.mark.parametrize(('recipe', 'learns'), [('frozen', False), ('random', False), ('normal', True)])
+def test_a_backbones_dropout_is_on_where_it_learns_and_nowhere_else(
+    recipe, learns, demonstrations, small_backbone, tmp_path, monkeypatch
+):
+    """The trap: trained beside a backbone that drops a tenth of its units, a task runs on one that drops none."""
+    config = stage2(demonstrations, tmp_path / 'b').model_copy(update={'random_backbone': recipe == 'random'})
+    if recipe == 'frozen':
+        save_backbone(tmp_path / 'b', small_backbone)
+    else:
+        config = config.model_copy(update={'backbone': DPMLPSize(width=32, hidden=64, blocks=2)})
+    on, original = [], nn.Dropout.forward
+
+    def watched(dropout: nn.Dropout, values: torch.Tensor) -> torch.Tensor:
+        on.append(dropout.training)
+        return original(dropout, values)
+
+    monkeypatch.setattr(nn.Dropout, 'forward', watched)
+    train_task(config, tmp_path / 't', normal=recipe == 'normal')
+    assert set(on) == {learns}
 
 
 @pytest.mark.parametrize('steps', [0, 101, 1000])

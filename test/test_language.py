@@ -32,7 +32,7 @@ from decoupled_policy_ros.policy.language import (
 from decoupled_policy_ros.resources import find
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.runtime.engine import Engine
-from decoupled_policy_ros.training.config import Stage2Config
+from decoupled_policy_ros.training.config import Stage2Config, load_config
 from decoupled_policy_ros.training.rollout import Evaluation, Rollout
 from decoupled_policy_ros.training.sources import load_demonstrations
 from decoupled_policy_ros.training.stage2 import train_task
@@ -347,10 +347,9 @@ def test_language_and_a_single_instruction_contradict_each_other(two_tasks, mode
         config_for(two_tasks, model, instruction=RED)
 
 
-def test_the_shipped_configuration_is_valid():
-    from decoupled_policy_ros.training.config import load_config
-
-    assert load_config(find('config/training/two_cubes.yaml'), Stage2Config).language is not None
+@pytest.mark.parametrize('name', ['two_cubes', 'libero_goal'])
+def test_the_shipped_configurations_are_valid(name):
+    assert load_config(find(f'config/training/{name}.yaml'), Stage2Config).language is not None
 
 
 # --- at run time -------------------------------------------------------------------------------------

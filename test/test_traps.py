@@ -2,15 +2,18 @@
 
 The others on the list are tested where they belong:
 
-    statistics of actions live in the backbone      test_training, test_checkpoint
+    statistics of actions live in the backbone      test_traps_training (..._by_the_statistics_in_the_backbones_file)
+    foreign frames, joint orders, rotation forms    test_traps_training (..._written_in_another_way...)
     positions alone are normalised                  test_policy (..._touches_positions_only)
-    quaternions are xyzw, 6-D rotations columns     test_poses
-    frozen is not only without gradient, but eval   test_backbone_training (stage1_then_stage2_...), test_checkpoint
-    EMA leaves frozen weights alone                 test_training (..._leaves_every_byte_of_the_backbone)
-    no BatchNorm in an encoder                      test_policy (..._has_group_norm_only_...)
-    more denoising than training steps              test_objectives (..._out_of_range_are_refused)
+    quaternions are xyzw, 6-D rotations columns     test_poses, test_messages
+    6-D rotations are made orthonormal              test_poses, test_chunks
+    -1 is open: simulator, readers, commands        test_sim, test_readers, test_robot, test_policy_node
+    frozen is not only without gradient, but eval   test_traps_training (..._dropout...), test_backbone_training
+    the average leaves frozen weights alone         test_traps_training (..._verbatim, ..._loaded_before_training...)
+    no BatchNorm in an encoder                      test_traps_training (..._statistics_of_a_batch), test_encoders
+    more denoising than training steps              test_traps_training, test_objectives (..._out_of_range_are_refused)
     schedules in float32                            test_objectives, test_backbones (..._under_autocast)
-    seams between chunks                            test_chunks
+    seams between chunks                            test_chunk_seams
 """
 
 from __future__ import annotations

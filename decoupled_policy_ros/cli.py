@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 import yaml
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from decoupled_policy_ros.cli_data import convert, coverage
+from decoupled_policy_ros.cli_evaluate import evaluate
 from decoupled_policy_ros.errors import CheckpointError, ConfigError, DecoupledPolicyError, TrainingError
 
 # Every verb imports what it needs when it runs: `inspect` shall not wait for a simulator, nor need one.
@@ -50,7 +51,8 @@ def train(
         sha256 = train_task(
             load_config(config, Stage2Config, parse_overrides(set)), out, normal=stage == 'normal'
         )
-    Console().print(f'{out}: sha256 {sha256}', soft_wrap=True)
+    if sha256:  # only the first of several processes has written something
+        Console().print(f'{out}: sha256 {sha256}', soft_wrap=True)
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, object]:
@@ -100,73 +102,6 @@ def demos(
     from decoupled_policy_ros.sim.demonstrations import make_demonstrations
 
     Console().print(str(make_demonstrations(task, episodes, out, images, seed, workers, noise, robot=robot)))
-
-
-@app.command
-def evaluate(
-    policy: tuple[str, ...],
-    task: tuple[str, ...],
-    episodes: int | None = None,
-    seed: int | None = None,
-    backbone: str | None = None,
-    robot: str = 'panda_sim',
-    denoising_steps: int = 10,
-    workers: int | None = None,
-    json: Path | None = None,
-    video: Path | None = None,
-    sampler: str | None = None,
-    checkpoint: Literal['last', 'best'] | None = None,
-    instruction: str | None = None,
-) -> None:
-    """Run policies in the closed loop with the simulator, and report success with a 95 % Wilson interval.
-
-    With several policies (of several training seeds, say) or tasks each policy does each task, and the report has
-    a summary over the policies besides.
-
-    Args:
-        policy: task folders, or names in models/tasks.
-        task: lift, stack, stack_green, lift_red, lift_green, square, can, detour, a whole benchmark (mimicgen,
-            libero_spatial, libero_object, libero_goal, libero_10) or a task of it (mimicgen/stack_d1, libero_goal/3).
-        episodes: of each policy in each task, seeded seed, seed + 1, ...; 50 by default.
-        seed: of the first scene; 0 by default, 100000 for MimicGen as in the literature.
-        backbone: folder or name; the one that the task names by default.
-        robot: robot description; panda_sim, ur5e_sim, iiwa_sim or kinova3_sim.
-        denoising_steps: of a chunk.
-        workers: processes; one per core by default.
-        json: write the report here.
-        video: film the first 5 episodes into this file.
-        sampler: ddim or ddpm for a backbone of diffusion, euler for one of flow matching; the first by default.
-        checkpoint: last weights of a policy, or the best in its folder `best`; last by default, best for MimicGen.
-        instruction: what a policy with language is told; by default what each simulated task is about.
-    """
-    from decoupled_policy_ros.files import write_json
-    from decoupled_policy_ros.sim.benchmarks import expanded, protocol
-    from decoupled_policy_ros.training.evaluation import Evaluation, evaluate_all
-
-    tasks = [name for given in task for name in expanded(given)]
-    usual = protocol(tasks[0])
-    specs = [
-        Evaluation(p, t, backbone, robot, denoising_steps, sampler=sampler,
-                   checkpoint=checkpoint or protocol(t).checkpoint, instruction=instruction)
-        for p in policy
-        for t in tasks
-    ]  # fmt: skip
-    episodes = usual.episodes if episodes is None else episodes
-    report = evaluate_all(specs, episodes, usual.first_seed if seed is None else seed, workers, video=video)
-    if json is not None:
-        write_json(json, report if len(specs) > 1 else report['reports'][0])
-    _print_success(report)
-
-
-def _print_success(report: dict[str, Any]) -> None:
-    """One line for each task, over all policies that did it."""
-    for row in report['summary']:
-        low, high = row['wilson_95']
-        Console().print(
-            f'{", ".join(row["policies"])} on {row["task"]}: {row["successes"]} of {row["episodes"]} episodes '
-            f'succeeded ({row["success_rate"]:.0%}, 95 % interval {low:.0%} to {high:.0%})',
-            soft_wrap=True,
-        )
 
 
 @app.command
@@ -297,13 +232,14 @@ def demo(
     run_demo(task, episodes, out, sim, seed)
 
 
+app.command(evaluate)
 app.command(convert)
 app.command(coverage)
 
 
 # The extra that brings a module; what else a verb imports is ROS's, or a dependency of the package itself.
 EXTRAS = {
-    'av': 'sim', 'matplotlib': 'train', 'mujoco': 'sim', 'pinocchio': 'ros', 'pydantic': 'train',
+    'accelerate': 'train', 'av': 'sim', 'matplotlib': 'train', 'mujoco': 'sim', 'pinocchio': 'ros', 'pydantic': 'train',
     'ray': 'cluster', 'rclpy': 'ros', 'robosuite': 'sim', 'sentence_transformers': 'language',
 }  # fmt: skip
 

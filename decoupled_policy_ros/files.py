@@ -1,11 +1,17 @@
-"""Files that have their name only when they are complete."""
+"""Files and folders that have their name only when they are complete."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from decoupled_policy_ros.errors import ConfigError
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -19,3 +25,32 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Write `value` as JSON in the same way."""
     write_whole(path, (json.dumps(value, indent=indent) + '\n').encode())
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, beside `path`, which gets that name when the block ends; after an error nothing is left.
+
+    Raises:
+        ConfigError: there is something at `path`, before or after.
+    """
+    if os.path.lexists(path):
+        raise ConfigError(f'{path} exists already: give a new folder, or remove it first')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        try:
+            os.rename(partial, path)
+        except OSError as error:
+            raise ConfigError(f'{path} came to exist meanwhile: {error.strerror}') from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+    """Permissions that new files don't get; it can only be read by setting it."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return umask

@@ -13,6 +13,7 @@ import codecs
 import functools
 import importlib
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decoupled_policy_ros.errors import SimulationError
+from decoupled_policy_ros.errors import ConfigError, SimulationError
 from decoupled_policy_ros.sim.tasks import SimTask
 
 
@@ -66,6 +67,22 @@ def protocol(name: str) -> Protocol:
         return OWN_PROTOCOL
     suite, _ = _split(name)
     return MIMICGEN_PROTOCOL if suite == 'mimicgen' else LIBERO_PROTOCOL
+
+
+def common_protocol(names: Sequence[str]) -> Protocol:
+    """How several tasks are evaluated at once.
+
+    Raises:
+        SimulationError: see `protocol`.
+        ConfigError: there are none, or they are evaluated in different ways.
+    """
+    protocols = {protocol(name): name for name in names}
+    if len(protocols) != 1:
+        different = ' and '.join(protocols.values()) or 'no task'
+        raise ConfigError(
+            f'{different} can not be evaluated at once: their scenes, numbers of episodes or weights differ'
+        )
+    return next(iter(protocols))
 
 
 def expanded(name: str) -> list[str]:

@@ -18,7 +18,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from decoupled_policy_ros.data.parallel import run_tasks
 from decoupled_policy_ros.errors import ConfigError, EvaluationError
 from decoupled_policy_ros.files import write_json
-from decoupled_policy_ros.training.rollout import LANES, Arms, EpisodeResult, Evaluation, Rollout
+from decoupled_policy_ros.policy.checkpoint import read_header
+from decoupled_policy_ros.training.rollout import (
+    LANES,
+    Arms,
+    EpisodeResult,
+    Evaluation,
+    Rollout,
+    checkpoint_folder,
+)
 
 __all__ = ['EpisodeResult', 'Evaluation', 'Rollout', 'evaluate', 'evaluate_all', 'wilson_interval']
 
@@ -131,7 +139,8 @@ def evaluate_all(
     reports = [_report(spec, seed, [results[i, s] for s in seeds]) for i, spec in enumerate(specs)]
     if films is not None:
         for index, report in enumerate(reports):
-            report['films'] = {s: films.path(index, s).name for s in seeds[: films.episodes]}
+            filmed = seeds[: films.episodes]
+            report['films'] = [{'seed': s, 'file': films.path(index, s).name} for s in filmed]
     both = {'reports': reports, 'summary': summary(reports)}
     if json_path is not None:
         write_json(json_path, both)
@@ -170,8 +179,11 @@ def summary(reports: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _report(spec: Evaluation, seed: int, results: list[EpisodeResult]) -> dict[str, Any]:
     successes = [r for r in results if r.success]
     chunks = sum(r.chunks for r in results)
+    header = read_header(checkpoint_folder(spec.policy, spec.checkpoint))
     return {
         **asdict(spec),
+        'task_sha256': header['sha256'],
+        'backbone_sha256': header['backbone']['sha256'],
         'episodes': len(results),
         'seed': seed,
         'successes': len(successes),

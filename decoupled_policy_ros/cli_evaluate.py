@@ -1,0 +1,122 @@
+"""The verb of `decoupled-policy` that tries policies in the simulator."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from decoupled_policy_ros.training.rollout import Evaluation
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How policies are evaluated, and what is kept of it.
+
+    Attributes:
+        episodes: of each policy in each task, seeded seed, seed + 1, ...; 50 by default.
+        seed: of the first scene; 0 by default, 100000 for MimicGen as in the literature.
+        backbone: folder or name; the one that the task names by default.
+        robot: robot description; panda_sim, ur5e_sim, iiwa_sim or kinova3_sim.
+        denoising_steps: of a chunk.
+        sampler: ddim or ddpm for a backbone of diffusion, euler for one of flow matching; the first by default.
+        checkpoint: last weights of a policy, or the best in its folder `best`; last by default, best for MimicGen.
+        instruction: what a policy with language is told; by default what each simulated task is about.
+        workers: processes; one per core by default. On a cluster its CPUs decide.
+        lanes: episodes that a process plays at a time; the network denoises the chunks of all of them together.
+        ray: address of a Ray cluster whose machines share this file system; local for one on this machine.
+        json: write the numbers here.
+        video: film the first 5 episodes of the first policy into this file.
+        report: new folder for report.html, report.md, report.json, plots and films.
+        films: first episodes of each policy and task that the report has films of.
+    """
+
+    episodes: int | None = None
+    seed: int | None = None
+    backbone: str | None = None
+    robot: str = 'panda_sim'
+    denoising_steps: int = 10
+    sampler: str | None = None
+    checkpoint: Literal['last', 'best'] | None = None
+    instruction: str | None = None
+    workers: int | None = None
+    lanes: int = 8
+    ray: str | None = None
+    json: Path | None = None
+    video: Path | None = None
+    report: Path | None = None
+    films: int = 3
+
+
+def evaluate(
+    policy: tuple[str, ...],
+    task: tuple[str, ...],
+    options: Annotated[EvaluateOptions, tyro.conf.arg(name='')] = EvaluateOptions(),
+) -> None:
+    """Run policies in the closed loop with the simulator, and report success with a 95 % Wilson interval.
+
+    With several policies (of several training seeds, say) or tasks each policy does each task, and the report has
+    a summary over the policies besides.
+
+    Args:
+        policy: task folders, or names in models/tasks.
+        task: lift, stack, stack_green, lift_red, lift_green, square, can, detour, a whole benchmark (mimicgen,
+            libero_spatial, libero_object, libero_goal, libero_10) or a task of it (mimicgen/stack_d1, libero_goal/3).
+        options: how.
+    """
+    from decoupled_policy_ros.files import whole_folder, write_json
+    from decoupled_policy_ros.sim.benchmarks import common_protocol, expanded
+    from decoupled_policy_ros.training.evaluation import Films, evaluate_all
+
+    if options.report is not None:  # now, and not after an hour of episodes: it needs a plotting library
+        from decoupled_policy_ros.training.evaluation_report import VIDEOS, write_report
+    tasks = [name for given in task for name in expanded(given)]
+    usual = common_protocol(tasks)
+    episodes = usual.episodes if options.episodes is None else options.episodes
+    seed = usual.first_seed if options.seed is None else options.seed
+    checkpoint = options.checkpoint or usual.checkpoint
+    specs = [_spec(p, t, checkpoint, options) for p in policy for t in tasks]
+    with nullcontext() if options.report is None else whole_folder(options.report) as folder:
+        films = Films(folder / VIDEOS, options.films) if folder is not None else None
+        evaluation = evaluate_all(
+            specs, episodes, seed, options.workers,
+            video=options.video, lanes=options.lanes, ray=options.ray, films=films,
+        )  # fmt: skip
+        if options.json is not None:
+            write_json(options.json, evaluation if len(specs) > 1 else evaluation['reports'][0])
+        if folder is not None:
+            write_report(evaluation, folder)
+    _print_success(evaluation)
+    if options.report is not None:
+        Console().print(f'{options.report / "report.html"}', soft_wrap=True)
+
+
+def _spec(policy: str, task: str, checkpoint: str, options: EvaluateOptions) -> Evaluation:
+    from decoupled_policy_ros.training.rollout import Evaluation
+
+    return Evaluation(
+        policy,
+        task,
+        options.backbone,
+        options.robot,
+        options.denoising_steps,
+        checkpoint=checkpoint,
+        sampler=options.sampler,
+        instruction=options.instruction,
+    )
+
+
+def _print_success(evaluation: dict[str, Any]) -> None:
+    """One line for each task, over all policies that did it."""
+    for row in evaluation['summary']:
+        low, high = row['wilson_95']
+        Console().print(
+            f'{", ".join(row["policies"])} on {row["task"]}: {row["successes"]} of {row["episodes"]} episodes '
+            f'succeeded ({row["success_rate"]:.0%}, 95 % interval {low:.0%} to {high:.0%})',
+            soft_wrap=True,
+        )

@@ -82,7 +82,7 @@ setup(
             'ros-jazzy-rmw-fastrtps-cpp',
         ],
         'sim': ['av>=16', 'mujoco==3.3.0', 'robosuite==1.4.1'],
-        'train': ['av>=16', 'matplotlib>=3.8', 'pydantic>=2.5'],
+        'train': ['accelerate>=1.0', 'av>=16', 'matplotlib>=3.8', 'pydantic>=2.5'],
         'datasets': ['h5py>=3.10'],  # robomimic, MimicGen and LIBERO files
         'cluster': ['ray>=2.9'],  # convert --ray
         'language': ['sentence-transformers>=3'],

@@ -76,7 +76,7 @@ def our_windows(root: Path, robot: str, cameras: list[str], batches: int = 200) 
     loaded_s = time.perf_counter() - started
     started, cpu_started = time.perf_counter(), time.process_time()
     for _ in range(batches):
-        frames, action_frames, _ = data.draw(BATCH)
+        frames, action_frames, _ = data.at(data.draw(BATCH))
         batch = {name: stream[frames] for name, stream in data.streams.items()}
         batch |= {name: batch[name].float().div_(255) for name in cameras}
         batch['action'] = data.actions[action_frames]

@@ -306,7 +306,7 @@ def config_for(dataset: Path, model: Path, **changes) -> Stage2Config:
 def test_every_window_knows_its_instruction(two_tasks, model):
     data = load_demonstrations(config_for(two_tasks, model), 16, load_robot('panda_sim'), 20.0)
     assert data.instructions == [RED, GREEN]
-    _, actions, instructions = data.draw(200)
+    _, actions, instructions = data.at(data.draw(200))
     x_m = data.actions[actions][:, :, 0]
     assert torch.equal(x_m > 0.5, (instructions == 1)[:, None].expand(-1, 16))
     assert set(instructions.tolist()) == {0, 1}

@@ -45,9 +45,34 @@ class Optimisation(_Strict):
     ema_max: float = Field(default=0.9999, ge=0, lt=1)
     precision: Literal['float32', 'bfloat16'] = 'float32'
     checkpoint_every: PositiveInt = 500
+    accumulate: PositiveInt = Field(
+        default=1, description='batches whose gradients are averaged for an update, in every process'
+    )
+    clip: PositiveFloat | None = Field(default=None, description='largest norm of the gradient')
     seed: int = 0
     device: str = 'cpu'
     threads: int | None = Field(default=None, gt=0, description='CPU threads; all by default')
+    trackers: list[Literal['tensorboard', 'wandb']] = Field(
+        default=[], description='what logs losses and scores, in files of its own in the output folder'
+    )
+
+
+class ValidationConfig(_Strict):
+    """Which weights are the best; exactly one of task and held_out."""
+
+    every: PositiveInt = Field(description='steps between two validations')
+    task: str | None = Field(default=None, description='simulated task: the best succeed most often')
+    episodes: PositiveInt = Field(default=20, description='of the simulated task')
+    held_out: float | None = Field(
+        default=None, gt=0, lt=1, description='share of the demonstrations: the best predict these best'
+    )
+    seed: int = Field(default=0, ge=0, le=10**6, description='of scenes, or of noise and diffusion steps')
+
+    @model_validator(mode='after')
+    def _exactly_one(self) -> ValidationConfig:
+        if (self.task is None) == (self.held_out is None):
+            raise ValueError('validation has exactly one of task (rollouts) and held_out (prediction error)')
+        return self
 
 
 class MotionSource(_Strict):
@@ -184,6 +209,9 @@ class Stage2Config(_Strict):
     )
     storage: Literal['float32', 'float16'] = 'float32'
     episodes: PositiveInt | None = Field(default=None, description='use only the first so many')
+    validation: ValidationConfig | None = Field(
+        default=None, description='keep the best weights too, in the subfolder best'
+    )
     optimisation: Optimisation
 
     @model_validator(mode='after')

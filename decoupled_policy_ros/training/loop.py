@@ -1,7 +1,9 @@
-"""The training loop that all stages share: AdamW, EMA, checkpoints, exact resume.
+"""The training loop that all stages share: AdamW, EMA, checkpoints, exact resume, validation.
 
-Step s seeds the random generator with (seed, s) and draws everything from it: batch, noise, diffusion
-steps, crops, dropout. So a run that was killed and resumed has the same losses as one that was not.
+Step s seeds the random generator with (seed, s, d) and draws everything from it: batch, noise, diffusion steps,
+crops, dropout. So a run that was killed and resumed has the same losses as one that was not. d counts the draws of
+one update, over its accumulated batches and over the processes: two processes compute what one computes that
+accumulates two batches.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,8 +25,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from decoupled_policy_ros.errors import TrainingError
 from decoupled_policy_ros.training.config import Optimisation
+from decoupled_policy_ros.training.processes import accelerator_for, finish_trackers, start_trackers
+from decoupled_policy_ros.training.validation import Validator
 
 CHECKPOINT = 'checkpoint.safetensors'
+DRAWS_APART = 2_654_435_761  # of 2^32, all that a CPU's generator takes of a seed
 
 
 def ema_decay(updates: int, power: float, maximum: float) -> float:
@@ -39,14 +45,35 @@ def learning_rate(step: int, config: Optimisation) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
+class Objective(nn.Module):
+    """A module and its loss as one module whose forward pass is the loss: accelerate can spread that over processes."""
+
+    def __init__(self, module: nn.Module, loss: Callable[[], Tensor], config: Optimisation):
+        super().__init__()
+        self.module, self.loss = module, loss
+        self.device_type = torch.device(config.device).type
+        self.autocast = config.precision == 'bfloat16'
+
+    def forward(self) -> Tensor:
+        """The loss of a fresh random batch."""
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.autocast):
+            return self.loss()
+
+
 class Trainer:
     """Trains `module` on `loss`, and leaves it with its EMA weights.
 
     Args:
         module: everything that learns, and nothing else: a frozen backbone is not part of it.
-        loss: computes a scalar for a fresh random batch; called once a step.
-        folder: where the checkpoint is kept; a checkpoint found there is resumed.
+        loss: computes a scalar for a fresh random batch; called once a step, or `accumulate` times.
+        folder: where the checkpoint is kept; a checkpoint found there is resumed. All processes have to see it.
         identity: settings that a checkpoint must have been made with, so that no other run is resumed.
+
+    Attributes:
+        validator: scores the EMA weights on the first process, where one is set.
+        is_main: whether this is the first process, the only one that writes files.
+        batch_size: of an update, over all processes.
+        scores: (step, score) of each validation.
 
     Raises:
         TrainingError: the checkpoint belongs to another configuration or is damaged, a loss is not finite, or a
@@ -61,13 +88,15 @@ class Trainer:
         folder: Path,
         identity: dict[str, str],
     ):
-        self.module, self.loss, self.config, self.folder, self.identity = (
-            module,
-            loss,
-            config,
-            folder,
-            identity,
-        )
+        self.module, self.loss, self.config, self.folder = module, loss, config, folder
+        self.validator: Validator | None = None
+        self.accelerator = accelerator_for(config, folder)
+        self.is_main: bool = self.accelerator.is_main_process
+        draws = config.accumulate * self.accelerator.num_processes
+        self.batch_size = config.batch_size * draws
+        # Together these are what an update is computed from, so that their product is what resuming needs.
+        self.identity = identity | ({'accumulate': str(draws)} if draws > 1 else {})
+        self.objective = self.accelerator.prepare_model(Objective(module, loss, config))
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             self.parameters,
@@ -78,6 +107,7 @@ class Trainer:
         )
         self.average = AveragedModel(module, multi_avg_fn=self._average)
         self.losses: list[float] = []
+        self.scores: list[tuple[int, float]] = []
         self.seconds = 0.0
         if (folder / CHECKPOINT).exists():
             self._resume()
@@ -92,6 +122,7 @@ class Trainer:
             parents=True, exist_ok=True
         )  # now, so that a folder that can't be made is not found late
         self.module.train()
+        start_trackers(self.accelerator, self.identity, self.folder)
         config, first = self.config, len(self.losses)
         started, before = time.monotonic(), self.seconds
         columns = (
@@ -101,38 +132,76 @@ class Trainer:
             TimeRemainingColumn(),
             TextColumn('loss {task.fields[loss]}'),
         )
-        with Progress(*columns, refresh_per_second=1) as progress:
-            bar = progress.add_task(self.folder.name, total=config.steps, completed=first, loss='')
-            for step in range(first, config.steps):
-                self._step(step)
-                self.seconds = before + time.monotonic() - started
-                recent = self.losses[-50:]
-                progress.update(bar, completed=step + 1, loss=f'{sum(recent) / len(recent):.4f}')
-                if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                    self._save()
+        try:
+            with Progress(*columns, refresh_per_second=1, disable=not self.is_main) as progress:
+                bar = progress.add_task(self.folder.name, total=config.steps, completed=first, loss='')
+                for step in range(first, config.steps):
+                    self._step(step)
+                    if self.validator is not None and (step + 1) % self.validator.every == 0:
+                        self._validate(step + 1, self.validator)
+                    self.seconds = before + time.monotonic() - started
+                    recent = self.losses[-50:]
+                    progress.update(bar, completed=step + 1, loss=f'{sum(recent) / len(recent):.4f}')
+                    if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                        self._save()
+        finally:
+            finish_trackers(self.accelerator)
+            if self.validator is not None:
+                self.validator.close()
         self.module.load_state_dict(self.average.module.state_dict())
         self.module.eval()
 
     def _step(self, step: int) -> None:
-        torch.manual_seed(self.config.seed * 1_000_003 + step)
+        config, accelerator = self.config, self.accelerator
         for group in self.optimiser.param_groups:
-            group['lr'] = learning_rate(step, self.config)
-        device = torch.device(self.config.device).type
-        with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == 'bfloat16'):
-            loss = self.loss()
-        value = float(loss.detach())
+            group['lr'] = learning_rate(step, config)
+        self.optimiser.zero_grad(set_to_none=True)
+        value = self._gradients(step)
         if not math.isfinite(value):
             raise TrainingError(
                 f'the loss of step {step} is {value}; lower the learning rate '
-                f'({self.config.learning_rate}) or look for bad data'
+                f'({config.learning_rate}) or look for bad data'
             )
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        if config.clip is not None:
+            accelerator.clip_grad_norm_(self.parameters, config.clip)
         self.optimiser.step()
         self.average.update_parameters(self.module)
         self.losses.append(value)
+        if accelerator.trackers:
+            accelerator.log({'loss': value, 'learning_rate': learning_rate(step, config)}, step=step + 1)
+
+    def _gradients(self, step: int) -> float:
+        """Accumulate the gradients of a step; its loss, over all processes."""
+        config, accelerator = self.config, self.accelerator
+        losses = []
+        for batch in range(config.accumulate):
+            draw = batch * accelerator.num_processes + accelerator.process_index
+            torch.manual_seed(config.seed * 1_000_003 + step + draw * DRAWS_APART)
+            last = batch + 1 == config.accumulate  # with which the gradients of all processes come together
+            with nullcontext() if last else accelerator.no_sync(self.objective):
+                loss = self.objective()
+                accelerator.backward(loss / config.accumulate)
+            losses.append(loss.detach())
+        return float(accelerator.reduce(torch.stack(losses).mean(), 'mean'))
+
+    def _validate(self, step: int, validator: Validator) -> None:
+        """Score the EMA weights, keep them if they are the best so far, and go on with the others."""
+        if self.is_main:
+            current = {name: value.clone() for name, value in self.module.state_dict().items()}
+            self.module.load_state_dict(self.average.module.state_dict())
+            self.module.eval()
+            score = validator.score()
+            if validator.is_best(score, [earlier for _, earlier in self.scores]):
+                validator.keep(step, score)
+            self.module.load_state_dict(current)
+            self.module.train()
+            self.scores.append((step, score))
+            self.accelerator.log({'score': score}, step=step)
+        self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
+        if not self.is_main:
+            return
         tensors = {f'module.{k}': v for k, v in self.module.state_dict().items()}
         tensors |= {f'average.{k}': v for k, v in self.average.state_dict().items()}
         for i, state in self.optimiser.state_dict()['state'].items():
@@ -141,7 +210,11 @@ class Trainer:
         # The average starts as a copy that may share nothing, but buffers can be views: save plain copies.
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         partial = self.folder / f'{CHECKPOINT}.part'
-        metadata = {'identity': json.dumps(self.identity), 'seconds': repr(self.seconds)}
+        metadata = {
+            'identity': json.dumps(self.identity),
+            'seconds': repr(self.seconds),
+            'scores': json.dumps(self.scores),
+        }
         try:
             save_file(tensors, partial, metadata)
         except SafetensorError as error:  # its writer's name for a full disk
@@ -156,18 +229,10 @@ class Trainer:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
             raise TrainingError(f'{path} is damaged ({error}); delete it to start again') from error
-        found = json.loads(metadata['identity'])
-        differing = [
-            f'{key}: {found.get(key)} there, {self.identity.get(key)} here'
-            for key in sorted(found.keys() | self.identity.keys())
-            if found.get(key) != self.identity.get(key)
-        ]
-        if differing:
-            raise TrainingError(
-                f'{path} belongs to another run ({"; ".join(differing)}); use another output folder'
-            )
+        self._require_same_run(path, json.loads(metadata['identity']))
         self.losses = tensors.pop('losses').tolist()
         self.seconds = json.loads(metadata['seconds'])
+        self.scores = [(step, score) for step, score in json.loads(metadata.get('scores', '[]'))]
         parts: dict[str, dict[str, Tensor]] = {'module': {}, 'average': {}, 'optimiser': {}}
         for key, value in tensors.items():
             part, name = key.split('.', 1)
@@ -181,3 +246,17 @@ class Trainer:
         self.optimiser.load_state_dict(
             {'state': state, 'param_groups': self.optimiser.state_dict()['param_groups']}
         )
+
+    def _require_same_run(self, path: Path, found: dict[str, str]) -> None:
+        here = self.identity
+        if 'data_sha256' not in found:  # written before checkpoints knew their data
+            here = {key: value for key, value in here.items() if key != 'data_sha256'}
+        differing = [
+            f'{key}: {found.get(key)} there, {here.get(key)} here'
+            for key in sorted(found.keys() | here.keys())
+            if found.get(key) != here.get(key)
+        ]
+        if differing:
+            raise TrainingError(
+                f'{path} belongs to another run ({"; ".join(differing)}); use another output folder'
+            )

@@ -23,6 +23,7 @@ def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, res
         **result,
         'seconds': round(trainer.seconds, 1),
         'trained_parameters': sum(p.numel() for p in trainer.parameters),
+        'scores': [{'step': step, 'score': score} for step, score in trainer.scores],
         'losses': [float(f'{loss:.6g}') for loss in trainer.losses],
     }
     write_json(out / 'run.json', run, indent=None)

@@ -10,8 +10,11 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import decoupled_policy_ros
@@ -20,9 +23,19 @@ from decoupled_policy_ros.policy.device import usable_device
 from decoupled_policy_ros.policy.policy import Backbone
 from decoupled_policy_ros.training.config import Optimisation, Stage1Config, Stage2Config
 from decoupled_policy_ros.training.loop import Trainer
+from decoupled_policy_ros.training.processes import device_of_process, require_trackers
 
 #: Settings that are younger than many a checkpoint: left out of a run's identity where nobody chose otherwise.
-YOUNGER = {'only_successful': False, 'language': None, 'trunk': 'resnet18', 'weights': None, 'step_dim': None}
+YOUNGER = {
+    'only_successful': False,
+    'language': None,
+    'trunk': 'resnet18',
+    'weights': None,
+    'step_dim': None,
+    'validation': None,
+    'clip': None,
+}
+HASHED_BYTES = 2**24
 
 
 def diffusion_loss(
@@ -53,8 +66,14 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def prepare(config: Optimisation) -> Optimisation:
-    """Take the threads that are asked for; refuse a device that is not there."""
+    """Take the threads that are asked for; refuse a device or tracker that is not there.
+
+    Returns:
+        The same with this process's own GPU, where several processes train together.
+    """
+    config = config.model_copy(update={'device': device_of_process(config.device)})
     usable_device(config.device)
+    require_trackers(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return config
@@ -64,12 +83,27 @@ def identity_of(config: Stage1Config | Stage2Config, **more: str) -> dict[str, s
     """All settings that change what is computed: a checkpoint made with others is not resumed."""
     settings = json.loads(config.model_dump_json())
     loop = settings.pop('optimisation')
-    for section in (settings, settings.get('encoder', {})):
+    for section in (settings, loop, settings.get('encoder', {})):
         for key in [key for key in section if key in YOUNGER and section[key] == YOUNGER[key]]:
             section.pop(key)
-    for key in ('device', 'threads', 'checkpoint_every'):  # these don't change what is computed
+    # These don't change what is computed; the trainer knows what `accumulate` comes to over all processes.
+    for key in ('device', 'threads', 'checkpoint_every', 'trackers', 'accumulate'):
         loop.pop(key)
     return {key: json.dumps(value) for key, value in {**settings, **loop}.items()} | more
+
+
+def data_sha256(arrays: Mapping[str, Tensor | NDArray]) -> str:
+    """Hash of what is trained on: whole arrays of up to 16 MiB, of larger ones so many rows, evenly over their length.
+
+    A dataset that changed under the same path is noticed by it.
+    """
+    digest = hashlib.sha256()
+    for name, values in sorted(arrays.items()):
+        rows = np.asarray(values)
+        digest.update(f'{name} {rows.dtype} {rows.shape}'.encode())
+        few = max(1, HASHED_BYTES // max(1, rows[:1].nbytes))
+        digest.update(np.ascontiguousarray(rows[:: max(1, len(rows) // few)]).tobytes())
+    return digest.hexdigest()
 
 
 def provenance_of(stage: str, data: dict, trainer: Trainer) -> dict:
@@ -81,7 +115,7 @@ def provenance_of(stage: str, data: dict, trainer: Trainer) -> dict:
         'stage': stage,
         'data': data,
         'steps': config.steps,
-        'batch_size': config.batch_size,
+        'batch_size': trainer.batch_size,
         'seed': config.seed,
         'final_loss': round(sum(last) / len(last), 6),
         'versions': versions,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -200,15 +200,41 @@ class DemonstrationWindows:
     instructions: list[str]
     instruction_of: NDArray[np.int64]
     provenance: dict
+    held_out: list[int] = field(default_factory=list)
+    training_windows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
-    def draw(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Random windows: frames of observations (batch_size, n_obs_steps) and of actions (batch_size, horizon), and
-        which instruction each of them belongs to (batch_size,).
+    def draw(self, batch_size: int) -> Tensor:
+        """Numbers of windows (batch_size,), at random from the episodes that are not held out."""
+        if not self.held_out:
+            return torch.randint(len(self.windows), (batch_size,))
+        return self.training_windows[torch.randint(len(self.training_windows), (batch_size,))]
+
+    def at(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames of observations (B, n_obs_steps) and of actions (B, horizon) of windows (B,), and which instruction
+        each of them belongs to (B,).
         """
-        batch = torch.randint(len(self.windows), (batch_size,)).numpy()
-        frames = self.windows.observations(batch), self.windows.actions(batch)
-        instructions = self.instruction_of[self.windows.episodes(batch)]
+        numbers = batch.numpy()
+        frames = self.windows.observations(numbers), self.windows.actions(numbers)
+        instructions = self.instruction_of[self.windows.episodes(numbers)]
         return torch.from_numpy(frames[0]), torch.from_numpy(frames[1]), torch.from_numpy(instructions)
+
+    def hold_out(self, share: float) -> Tensor:
+        """Take this share of the episodes, evenly from all, out of what is drawn; returns their windows.
+
+        Raises:
+            DatasetError: no episode would be left to train on.
+        """
+        episodes = self.windows.episodes(np.arange(len(self.windows)))
+        total = int(episodes[-1]) + 1
+        count = max(1, round(share * total))
+        if count >= total:
+            raise DatasetError(
+                f'validation.held_out {share} takes all {total} episodes; leave some to train on'
+            )
+        self.held_out = ((np.arange(count) + 0.5) * total / count).astype(int).tolist()
+        held = np.isin(episodes, self.held_out)
+        self.training_windows = torch.from_numpy(np.flatnonzero(~held))
+        return torch.from_numpy(np.flatnonzero(held))
 
 
 def open_dataset(config: Stage2Config, robot: RobotDescription) -> Demonstrations:

@@ -16,7 +16,13 @@ from decoupled_policy_ros.training.config import Stage1Config
 from decoupled_policy_ros.training.loop import Trainer
 from decoupled_policy_ros.training.network import new_backbone
 from decoupled_policy_ros.training.report import write_report
-from decoupled_policy_ros.training.runs import diffusion_loss, identity_of, prepare, provenance_of
+from decoupled_policy_ros.training.runs import (
+    data_sha256,
+    diffusion_loss,
+    identity_of,
+    prepare,
+    provenance_of,
+)
 from decoupled_policy_ros.training.sources import MotionWindows, load_motion_windows
 
 
@@ -27,7 +33,7 @@ def train_stage1(config: Stage1Config, out: Path) -> str:
     the poses themselves, or nothing; see `Stage1Config.condition`.
 
     Returns:
-        sha256 of the backbone written to `out`.
+        sha256 of the backbone written to `out`; '' in all but the first of several processes.
     """
     robot = load_robot(config.robot)
     optimisation = prepare(config.optimisation)
@@ -49,8 +55,11 @@ def train_stage1(config: Stage1Config, out: Path) -> str:
         features = encoder(conditions[batch].to(optimisation.device)).flatten(1)
         return diffusion_loss(backbone, conditioning, actions[batch].to(optimisation.device), features)
 
-    trainer = Trainer(module, loss, optimisation, out, identity_of(config))
+    content = data_sha256({'joints': windows.joints, 'actions': windows.actions})
+    trainer = Trainer(module, loss, optimisation, out, identity_of(config, data_sha256=content))
     trainer.run()
+    if not trainer.is_main:
+        return ''
     backbone.provenance = provenance_of(
         'stage1', {'sources': provenance, 'condition': config.condition}, trainer
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +25,7 @@ from decoupled_policy_ros.training.loop import Trainer
 from decoupled_policy_ros.training.network import new_backbone, require_as_chosen
 from decoupled_policy_ros.training.report import write_report
 from decoupled_policy_ros.training.runs import (
+    data_sha256,
     diffusion_loss,
     identity_of,
     prepare,
@@ -34,6 +38,7 @@ from decoupled_policy_ros.training.sources import (
     load_demonstrations,
     open_dataset,
 )
+from decoupled_policy_ros.training.validation import HeldOut, Rollouts, Validator, Write
 
 RANGE_TOLERANCE_M = 1e-3
 
@@ -42,8 +47,8 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
     """Train a task on a frozen backbone (Stage 2), or both together from nothing (normal).
 
     Returns:
-        sha256 of the task written to `out`. The backbone of a normal or random-frozen run is written to
-        `out`/backbone.
+        sha256 of the task written to `out`; '' in all but the first of several processes. The backbone of a normal
+        or random-frozen run is written to `out`/backbone, and the best weights with `validation` to `out`/best.
 
     Raises:
         TrainingError: the frozen backbone's bytes changed, none was named, or a demonstration was commanded to
@@ -51,7 +56,8 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
         FingerprintMismatch: backbone, dataset and robot differ in kinematics or rate.
     """
     robot = load_robot(config.robot)
-    optimisation = prepare(config.optimisation)
+    config = config.model_copy(update={'optimisation': prepare(config.optimisation)})
+    optimisation = config.optimisation
     torch.manual_seed(optimisation.seed)
     backbone = _starting_backbone(config, robot, normal)
     data = load_demonstrations(config, backbone.denoiser.horizon, robot, backbone.fingerprint.rate_hz)
@@ -63,25 +69,72 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
     module = nn.ModuleDict({'task': task, 'backbone': backbone}) if normal else task
     module.to(optimisation.device)
     backbone.to(optimisation.device)
-    identity = identity_of(config, normal=str(normal), backbone=before)
+    content = data_sha256({**data.streams, 'action': data.actions})
+    identity = identity_of(config, normal=str(normal), backbone=before, data_sha256=content)
     if task.encoder.language is not None:
         identity['sentence_model'] = str(task.encoder.language.config['sha256'])
-    trainer = Trainer(module, _task_loss(task, backbone, data, config), optimisation, out, identity)
+    files = _Files(config, task, backbone, 'normal' if normal else 'stage2', data.provenance)
+    loss = _task_loss(task, backbone, data, config)
+    trainer = Trainer(module, lambda: loss(data.draw(optimisation.batch_size)), optimisation, out, identity)
+    write = partial(files.write_copy, trainer=trainer)
+    trainer.validator = _validator(config, data, out, loss, write)
     trainer.run()
     after = weights_sha256(backbone)
     if not normal and after != before:
         raise TrainingError(f'the frozen backbone changed: {before} before, {after} after')
-    stage = 'normal' if normal else 'stage2'
-    task.provenance = provenance_of(stage, data.provenance, trainer)
-    if backbone.sha256 is None:
-        random = {'stage': 'none: random weights', 'seed': optimisation.seed}
-        backbone.provenance = task.provenance if normal else random
-        task.backbone_sha256 = save_backbone(out / 'backbone', backbone.cpu())
-    sha256 = save_task(out, task.cpu(), config.storage)
+    if not trainer.is_main:
+        return ''
+    sha256 = files.write(out, trainer)
     hashes = {'before': before, 'after': after}
     result = {'task_sha256': sha256, 'backbone_sha256': backbone.sha256, 'backbone_weights_sha256': hashes}
-    write_report(out, stage, config, trainer, result)
+    write_report(out, files.stage, config, trainer, result)
     return sha256
+
+
+@dataclass
+class _Files:
+    """What is written of a task: itself, and its backbone where that has no file of its own."""
+
+    config: Stage2Config
+    task: Task
+    backbone: Backbone
+    stage: str
+    data: dict
+
+    def write_copy(self, folder: Path, note: dict[str, object], trainer: Trainer) -> None:
+        """Write copies of all: what writing sets is not set in what is still trained."""
+        copied = replace(self, task=deepcopy(self.task), backbone=deepcopy(self.backbone))
+        copied.write(folder, trainer, note)
+
+    def write(self, folder: Path, trainer: Trainer, note: dict[str, object] | None = None) -> str:
+        """Write all; returns the task's sha256."""
+        task, backbone = self.task, self.backbone
+        task.provenance = provenance_of(self.stage, self.data, trainer)
+        if note:
+            task.provenance['validation'] = note
+        if backbone.sha256 is None:
+            random = {'stage': 'none: random weights', 'seed': self.config.optimisation.seed}
+            backbone.provenance = task.provenance if self.stage == 'normal' else random
+            task.backbone_sha256 = save_backbone(folder / 'backbone', backbone.cpu())
+        return save_task(folder, task.cpu(), self.config.storage)
+
+
+def _validator(
+    config: Stage2Config,
+    data: DemonstrationWindows,
+    out: Path,
+    loss: Callable[[Tensor], Tensor],
+    write: Write,
+) -> Validator | None:
+    """What the section `validation` asks for; takes the demonstrations that it holds out from the others."""
+    validation = config.validation
+    if validation is None:
+        return None
+    if validation.held_out is None:
+        return Rollouts(config, validation, out, write)
+    windows = data.hold_out(validation.held_out)
+    data.provenance['held_out'] = len(data.held_out)
+    return HeldOut(validation, out, write, windows, loss, config.optimisation.batch_size)
 
 
 def _starting_backbone(config: Stage2Config, robot: RobotDescription, normal: bool) -> Backbone:
@@ -148,13 +201,12 @@ def _new_task(config: Stage2Config, backbone: Backbone, data: DemonstrationWindo
 
 def _task_loss(
     task: Task, backbone: Backbone, data: DemonstrationWindows, config: Stage2Config
-) -> Callable[[], Tensor]:
-    device, batch_size = config.optimisation.device, config.optimisation.batch_size
+) -> Callable[[Tensor], Tensor]:
+    """Prediction error of windows (B,) as a function of their numbers."""
+    device, language = config.optimisation.device, task.encoder.language
 
-    language = task.encoder.language
-
-    def loss() -> Tensor:
-        frames, action_frames, instructions = data.draw(batch_size)
+    def loss(windows: Tensor) -> Tensor:
+        frames, action_frames, instructions = data.at(windows)
         observation = {name: values[frames].to(device) for name, values in data.streams.items()}
         if language is not None:
             observation[INSTRUCTION] = language.embeddings[instructions.to(device)]

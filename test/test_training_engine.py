@@ -1,0 +1,245 @@
+"""The training engine: several processes, accumulation, clipping, best weights, trackers, a dataset that changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import test_training
+import torch
+from safetensors.torch import load_file
+from test_training import LOOP, SMALL, losses, task_config
+
+from decoupled_policy_ros.errors import ConfigError, DatasetError, TrainingError
+from decoupled_policy_ros.policy import load_policy
+from decoupled_policy_ros.policy.checkpoint import read_header
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.training import processes
+from decoupled_policy_ros.training.config import Optimisation
+from decoupled_policy_ros.training.loop import CHECKPOINT, Trainer
+from decoupled_policy_ros.training.rollout import checkpoint_folder
+from decoupled_policy_ros.training.stage2 import train_task
+
+demonstrations = test_training.demonstrations
+backbone = test_training.backbone
+
+# Each process starts from weights of its own and leaves what it ended with beside the run.
+RANK = """
+import os, sys
+import torch
+from safetensors.torch import save_file
+from decoupled_policy_ros import cli
+from decoupled_policy_ros.training.loop import Trainer
+
+run, rank, folder = Trainer.run, os.environ['RANK'], sys.argv[1]
+
+def watched(trainer):
+    run(trainer)
+    save_file(trainer.module.state_dict(), f'{folder}/rank{rank}.safetensors')
+
+seed = torch.manual_seed
+torch.manual_seed = lambda value: seed(value + (1000 * int(rank) if value == 0 else 0))
+Trainer.run = watched
+sys.argv[:2] = ['decoupled-policy']
+cli.main()
+"""
+
+
+def test_two_processes_compute_what_one_does_that_accumulates_two_batches(demonstrations, tmp_path):
+    """Really two processes, over gloo; a single one recognises their checkpoint as its own."""
+    loop = LOOP | {'steps': 4, 'checkpoint_every': 2}
+    config, script = tmp_path / 'config.json', tmp_path / 'rank.py'
+    config.write_text(task_config(demonstrations, SMALL, optimisation=loop).model_dump_json())
+    script.write_text(RANK)
+    launch = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node=2',
+        str(script),
+    ]
+    command = ['train', 'normal', str(config), '--out', str(tmp_path / 'two')]
+    run = subprocess.run([*launch, str(tmp_path), *command], capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    first, second = (load_file(tmp_path / f'rank{rank}.safetensors') for rank in (0, 1))
+    assert all(torch.equal(first[name], value) for name, value in second.items())
+    assert run.stdout.count('sha256') == 1  # one of them wrote the files
+
+    one = task_config(demonstrations, SMALL, optimisation=loop | {'accumulate': 2})
+    train_task(one, tmp_path / 'one', normal=True)
+    assert losses(tmp_path / 'one') == pytest.approx(losses(tmp_path / 'two'), rel=1e-5)
+    for name, value in load_file(tmp_path / 'one' / 'task.safetensors').items():
+        assert torch.allclose(first[f'task.{name}'], value, atol=1e-5), name
+    assert read_header(tmp_path / 'two')['provenance']['batch_size'] == 2 * LOOP['batch_size']
+    assert (tmp_path / 'two' / CHECKPOINT).exists()
+    train_task(one, tmp_path / 'two', normal=True)  # nothing is left to do, and it is the same run
+    with pytest.raises(TrainingError, match='accumulate: 2 there, None here'):
+        train_task(task_config(demonstrations, SMALL, optimisation=loop), tmp_path / 'two', normal=True)
+
+
+def gradient(folder: Path, **changes) -> tuple[list[float], torch.Tensor]:
+    """Losses of the batches of step 3, and the gradient that the trainer makes of them."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(4, 1)
+    seen = []
+
+    def loss() -> torch.Tensor:
+        seen.append(torch.randn(8, 4))
+        return module(seen[-1]).square().mean()
+
+    trainer = Trainer(module, loss, Optimisation(steps=9, **changes), folder, {})
+    trainer._gradients(3)
+    return seen, module.weight.grad.clone()
+
+
+def test_accumulated_gradients_are_the_mean_over_batches_that_all_differ(tmp_path):
+    (first, second), both = gradient(tmp_path, accumulate=2)
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    module = torch.nn.Linear(4, 1)
+    module(torch.cat([first, second])).square().mean().backward()
+    assert torch.allclose(both, module.weight.grad, rtol=1e-5)
+    (alone,), _ = gradient(tmp_path)
+    assert torch.equal(alone, first)
+
+
+def test_the_gradient_is_clipped_to_its_norm(tmp_path):
+    module = torch.nn.Linear(4, 1)
+    loss_ = lambda: 100 * module(torch.ones(1, 4)).square().sum()  # noqa: E731
+    Trainer(module, loss_, Optimisation(steps=1, clip=0.5), tmp_path, {})._step(0)
+    norm = torch.stack([p.grad.norm() for p in module.parameters()]).norm()
+    assert float(norm) == pytest.approx(0.5, rel=1e-4)
+
+
+HELD_OUT = {'every': 2, 'held_out': 0.25}
+
+
+@pytest.mark.parametrize('normal', [False, True])
+def test_the_best_weights_by_held_out_demonstrations_are_a_policy_of_their_own(
+    demonstrations, backbone, tmp_path, normal
+):
+    """The last weights are made bad on purpose: a huge learning rate after a good start."""
+    loop = LOOP | {'steps': 8, 'learning_rate': 1.0, 'warmup_steps': 8, 'batch_size': 16}
+    start = SMALL if normal else backbone
+    config = task_config(demonstrations, start, optimisation=loop, validation=HELD_OUT)
+    train_task(config, tmp_path, normal=normal)
+    scores = {row['step']: row['score'] for row in json.loads((tmp_path / 'run.json').read_text())['scores']}
+    assert list(scores) == [2, 4, 6, 8]
+    best = min(scores, key=scores.get)
+    assert best != 8
+    folder = checkpoint_folder(str(tmp_path), 'best')
+    assert folder == tmp_path / 'best' and not (tmp_path / 'best.part').exists()
+    provenance = read_header(folder)['provenance']
+    assert (provenance['validation']['step'], provenance['validation']['score']) == (best, scores[best])
+    assert provenance['data']['held_out'] == 1
+    policies = [
+        load_policy(f, load_robot('panda_sim'), None if normal else backbone) for f in (tmp_path, folder)
+    ]
+    last, good = (policy.task.conditioning.weight for policy in policies)
+    assert not torch.equal(last, good)
+    # These are the weights of a run that ends at that step, up to its learning rates: the average, not the last.
+    assert load_file(folder / 'task.safetensors').keys() == load_file(tmp_path / 'task.safetensors').keys()
+
+
+def test_validation_changes_nothing_and_a_resumed_run_has_the_same_scores(
+    demonstrations, backbone, tmp_path, monkeypatch
+):
+    config = task_config(demonstrations, backbone, validation=HELD_OUT)
+    train_task(config, tmp_path / 'whole')
+    original = Trainer._step
+
+    def dying(trainer: Trainer, step: int) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+        original(trainer, step)
+
+    monkeypatch.setattr(Trainer, '_step', dying)
+    with pytest.raises(KeyboardInterrupt):
+        train_task(config, tmp_path / 'killed')
+    monkeypatch.setattr(Trainer, '_step', original)
+    train_task(config, tmp_path / 'killed')
+    whole, killed = (json.loads((tmp_path / name / 'run.json').read_text()) for name in ('whole', 'killed'))
+    assert (killed['scores'], killed['losses']) == (whole['scores'], whole['losses'])
+    for file in ('task.safetensors', 'best/task.safetensors'):
+        assert (tmp_path / 'killed' / file).read_bytes() == (tmp_path / 'whole' / file).read_bytes()
+    more = task_config(demonstrations, backbone, validation=HELD_OUT | {'every': 1})
+    train_task(more, tmp_path / 'often')
+    assert losses(tmp_path / 'often') == whole['losses']
+    assert whole['scores'] == json.loads((tmp_path / 'often' / 'run.json').read_text())['scores'][1::2]
+
+
+def test_what_is_held_out_is_not_drawn(demonstrations, backbone):
+    robot = load_robot('panda_sim')
+    config = task_config(demonstrations, backbone)
+    data = test_training.load_demonstrations(config, 16, robot, 20.0)
+    held = data.hold_out(0.5)
+    episodes = set(data.windows.episodes(held.numpy()))
+    drawn = set(data.windows.episodes(data.draw(500).numpy()))
+    assert (len(episodes), len(drawn), episodes & drawn) == (2, 2, set())
+    with pytest.raises(DatasetError, match=r'held_out 0.95 takes all 4 episodes'):
+        data.hold_out(0.95)
+
+
+@pytest.mark.sim
+def test_the_best_weights_by_rollouts(demonstrations, backbone, tmp_path):
+    """Nothing succeeds after so few steps: of equal scores the latest weights are kept, which are the last."""
+    validation = {'every': 1, 'task': 'lift', 'episodes': 1}
+    loop = LOOP | {'steps': 2}
+    config = task_config(
+        demonstrations, backbone, vectors=['proprioception'], optimisation=loop, validation=validation
+    )
+    train_task(config, tmp_path)
+    run = json.loads((tmp_path / 'run.json').read_text())
+    assert [row['score'] for row in run['scores']] == [0, 0]
+    note = read_header(tmp_path / 'best')['provenance']['validation']
+    assert note == {'step': 2, 'score': 0.0, 'seed': 0, **validation}
+    last, best = (load_file(folder / 'task.safetensors') for folder in (tmp_path, tmp_path / 'best'))
+    assert all(torch.equal(best[name], value) for name, value in last.items())
+    assert not list(tmp_path.glob('.validation*'))
+
+
+@pytest.mark.parametrize('validation', [{'every': 1}, {'every': 1, 'task': 'lift', 'held_out': 0.1}])
+def test_validation_is_by_one_thing(demonstrations, validation):
+    with pytest.raises(ValueError, match='exactly one of task'):
+        task_config(demonstrations, None, validation=validation)
+
+
+def test_tensorboard_has_the_losses_and_the_scores(demonstrations, backbone, tmp_path):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    loop = LOOP | {'trackers': ['tensorboard']}
+    train_task(task_config(demonstrations, backbone, optimisation=loop, validation=HELD_OUT), tmp_path)
+    events = accumulator.EventAccumulator(str(tmp_path / processes.PROJECT)).Reload()
+    assert [event.value for event in events.Scalars('loss')] == pytest.approx(losses(tmp_path), rel=1e-5)
+    assert [event.step for event in events.Scalars('score')] == [2, 4, 6]
+
+
+@pytest.mark.parametrize('name', ['tensorboard', 'wandb'])
+def test_a_tracker_that_is_not_installed_is_named(demonstrations, backbone, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    config = task_config(demonstrations, backbone, optimisation=LOOP | {'trackers': [name]})
+    with pytest.raises(ConfigError, match=f"'{name}' is not installed; 'pip install {name}' brings it"):
+        train_task(config, tmp_path)
+
+
+def test_a_dataset_that_changed_under_the_same_path_is_noticed(demonstrations, backbone, tmp_path):
+    copied = tmp_path / 'demos'
+    shutil.copytree(demonstrations, copied)
+    config = task_config(copied, backbone)
+    train_task(config, tmp_path / 'task')
+    train_task(config, tmp_path / 'task')
+    (file,) = copied.glob('data/*/*.parquet')
+    table = pyarrow.parquet.read_table(file)
+    column = table.schema.get_field_index('action')
+    rows = np.stack(table['action'].to_pylist()).astype(np.float32)
+    rows[17, 9] = -rows[17, 9]
+    changed = pyarrow.array(rows.tolist(), type=table.schema.field(column).type)
+    pyarrow.parquet.write_table(table.set_column(column, table.schema.field(column), changed), file)
+    with pytest.raises(TrainingError, match=r'data_sha256: .* there, .* here'):
+        train_task(config, tmp_path / 'task')

@@ -44,7 +44,7 @@ from decoupled_policy_ros.runtime.engine import Engine
 
 SMALL = {
     'dp_mlp': DPMLPSize(width=32, hidden=64, blocks=2, time_width=16),
-    'dp_mixer': DPMixerSize(width=32, hidden=64, blocks=2, time_width=16, heads=4),
+    'dp_mixer': DPMixerSize(width=32, hidden=64, blocks=2, time_width=16, mixing=24),
     'dp_c': DPCSize(widths=(16, 24, 32), time_width=16),
     'dp_t': DPTSize(width=32, hidden=64, layers=2, heads=4),
 }
@@ -129,13 +129,18 @@ def test_dp_mlp_has_the_papers_sizes():
     assert count(film) == 8_699_904
 
 
-@pytest.mark.parametrize('mechanism', DPMixerBackbone.mechanisms)
-def test_dp_mixer_freezes_less_than_five_million(mechanism):
+@pytest.mark.parametrize(
+    ('mechanism', 'frozen', 'trainable'),
+    [('film', 4_799_370, 11_962_368), ('adaln_zero', 4_795_274, 6_524_928)],
+)
+def test_dp_mixer_freezes_less_than_five_million(mechanism, frozen, trainable):
     with torch.device('meta'):
         mixer, plain = DPMixerBackbone(None, mechanism), DPMLPBackbone(None, mechanism)
-    assert count(mixer) - count(plain) == 8 * 32 * 16 * 16
-    assert count(mixer) < 5_000_000
-    assert mixer.needs == plain.needs
+        conditioning = conditioning_for(mixer, 2, 137)
+    along_time = 16 * 64 + 64 + 64 * 16 + 16
+    assert count(mixer) == count(plain) + 8 * along_time == frozen
+    assert count(conditioning) == trainable
+    assert mixer.needs.size == plain.needs.size + 8 * 3 * 256
 
 
 def test_untrained_modulations_are_asked_for_by_name():
@@ -160,7 +165,7 @@ def test_untrained_modulations_are_asked_for_by_name():
         (lambda: DPCSize(widths=()), r'widths must be multiples'),
         (lambda: DPCSize(kernel=4), 'kernel must be odd, got 4'),
         (lambda: DPTSize(heads=3), r'heads must divide width \(256\), got 3'),
-        (lambda: DPMixerSize(heads=3), r'heads must divide hidden \(1024\), got 3'),
+        (lambda: DPMixerSize(mixing=0), 'backbone.mixing must be at least 1, got 0'),
         (lambda: DPMLPSize(blocks=0), 'backbone.blocks must be at least 1, got 0'),
         (lambda: DPTSize(dropout=1.0), r'backbone.dropout must be in \[0, 1\), got 1.0'),
         (
@@ -181,7 +186,11 @@ def influence(backbone: nn.Module) -> torch.Tensor:
     """Whether input position j (column) moves output position i (row): bool (horizon, horizon)."""
     conditioning = trained_for_a_while(conditioning_for(backbone, STEPS, STEP_DIM))
     tau = backbone.tau(torch.tensor([40]))
-    modulation = conditioning(tau, torch.randn(1, STEPS * STEP_DIM)).detach()
+    return influence_under(backbone, conditioning(tau, torch.randn(1, STEPS * STEP_DIM)).detach())
+
+
+def influence_under(backbone: nn.Module, modulation: torch.Tensor) -> torch.Tensor:
+    """The same under a given modulation (1, ...)."""
     jacobian = torch.autograd.functional.jacobian(lambda x: backbone(x, modulation), torch.randn(1, 16, 10))
     return jacobian[0, :, :, 0].abs().amax((1, 3)) > 1e-7
 
@@ -200,7 +209,7 @@ def test_every_output_position_depends_on_the_input_positions_that_it_should(kin
 
 def test_one_block_of_dp_mixer_is_enough_to_see_the_whole_chunk():
     torch.manual_seed(0)
-    one = DPMixerBackbone(DPMixerSize(width=32, hidden=64, blocks=1, time_width=16, heads=4)).eval()
+    one = DPMixerBackbone(DPMixerSize(width=32, hidden=64, blocks=1, time_width=16)).eval()
     assert influence(one).all()
 
 
@@ -293,12 +302,29 @@ def test_a_convolution_block_scales_and_shifts_between_its_convolutions():
     assert [slot.start for slot in block.slots] == [1.0, 0.0]
 
 
-def test_mixing_is_one_matrix_along_time_for_each_head():
+def test_a_block_of_dp_mixer_mixes_time_between_its_own_modulation_and_goes_on_as_dp_mlp():
     torch.manual_seed(0)
-    mixing = small('dp_mixer', 'film').blocks[0].mixing
-    x = torch.randn(3, 16, 64)
-    wanted = torch.einsum('hts,bshc->bthc', mixing.weight, x.reshape(3, 16, 4, 16)).reshape(3, 16, 64) + x
-    torch.testing.assert_close(mixing(x), wanted, rtol=0, atol=1e-5)
+    block = small('dp_mixer', 'film').blocks[0]
+    x, gamma, beta, alpha, film = (*torch.randn(4, 3, 1, 32), torch.randn(2, 3, 64))
+    x = x + torch.randn(3, 16, 32)
+    up, down = block.mixing.expand, block.mixing.contract
+    y = torch.einsum('ht,btc->bhc', up.weight, (1 + gamma) * layer_norm(x) + beta) + up.bias[:, None]
+    y = torch.einsum('th,bhc->btc', down.weight, F.gelu(y)) + down.bias[:, None]
+    wanted = block.channels(x + alpha * y, *film)
+    torch.testing.assert_close(
+        block(x, *(v[:, 0] for v in (gamma, beta, alpha)), *film), wanted, rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize('mechanism', DPMixerBackbone.mechanisms)
+def test_a_task_can_close_the_mixing_of_a_frozen_dp_mixer(mechanism):
+    """With alpha 0 in each block a waypoint sees itself only: what Stage 1 mixed, no task has to live with."""
+    backbone = small('dp_mixer', mechanism)
+    modulation = torch.randn(1, backbone.needs.size)
+    assert influence_under(backbone, modulation).all()
+    for vectors in backbone.needs.split(modulation):
+        vectors[2].zero_()
+    assert torch.equal(influence_under(backbone, modulation), torch.eye(16, dtype=torch.bool))
 
 
 # ---- conditioning

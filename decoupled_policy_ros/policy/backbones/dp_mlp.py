@@ -1,7 +1,4 @@
-"""DP-MLP: a residual perceptron applied to each waypoint by itself.
-
-The same file has the block that DP-Mixer builds on: with `mixing` between the layers it looks at all waypoints.
-"""
+"""DP-MLP: a residual perceptron applied to each waypoint by itself."""
 
 from __future__ import annotations
 
@@ -25,25 +22,24 @@ from decoupled_policy_ros.robot.poses import ACTION_DIM
 
 
 class MLPBlock(nn.Module):
-    """What the blocks share: W1 to the hidden width, gelu, W2 back; `mixing` comes before the gelu."""
+    """What the blocks share: W1 to the hidden width, gelu, W2 back."""
 
-    def __init__(self, width: int, hidden: int, dropout: float, mixing: nn.Module):
+    def __init__(self, width: int, hidden: int, dropout: float):
         super().__init__()
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
-        self.mixing = mixing
 
     def hidden(self, x: Tensor) -> Tensor:
         """(B, T, width) -> (B, T, hidden)."""
-        return F.gelu(self.mixing(self.expand(x)))
+        return F.gelu(self.expand(x))
 
 
 class FiLMBlock(MLPBlock):
     """x <- LayerNorm(x + W2 (gamma * gelu(W1 x + b1) + beta) + b2): gamma and beta act on the hidden layer."""
 
-    def __init__(self, width: int, hidden: int, dropout: float, mixing: nn.Module):
-        super().__init__(width, hidden, dropout, mixing)
+    def __init__(self, width: int, hidden: int, dropout: float):
+        super().__init__(width, hidden, dropout)
         self.norm = nn.LayerNorm(width)
 
     @staticmethod
@@ -60,8 +56,8 @@ class FiLMBlock(MLPBlock):
 class AdaLNZeroBlock(MLPBlock):
     """x <- x + alpha * W2 gelu(W1 ((1 + gamma) * LN0(x) + beta)): the modulation acts on the block's ends."""
 
-    def __init__(self, width: int, hidden: int, dropout: float, mixing: nn.Module):
-        super().__init__(width, hidden, dropout, mixing)
+    def __init__(self, width: int, hidden: int, dropout: float):
+        super().__init__(width, hidden, dropout)
         self.residual = AdaLNZero(width)
 
     @staticmethod
@@ -109,23 +105,24 @@ class DPMLPBackbone(Denoiser):
     def __init__(self, size: PerceptronSize | None = None, mechanism: str | None = None):
         size = size or DPMLPSize()
         super().__init__(size, mechanism)
-        width, hidden = size.width, size.hidden
+        width = size.width
         self.tau = TimestepProjection(size.time_width)
         # One (10 -> width) embedding per position; the scale is nn.Linear's own.
         bound = 1 / math.sqrt(ACTION_DIM)
         self.embed_weight = nn.Parameter(torch.empty(size.horizon, ACTION_DIM, width).uniform_(-bound, bound))
         self.embed_bias = nn.Parameter(torch.empty(size.horizon, width).uniform_(-bound, bound))
-        block = BLOCKS[self.mechanism]
-        self.blocks = nn.ModuleList(
-            block(width, hidden, size.dropout, self._mixing(size)) for _ in range(size.blocks)
-        )
+        self.blocks = nn.ModuleList(self._block(size) for _ in range(size.blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, ACTION_DIM)
-        self.needs: ModulationLayout = ModulationLayout((block.slots(width, hidden),) * size.blocks)
+        self.needs: ModulationLayout = ModulationLayout((self._slots(size),) * size.blocks)
 
-    def _mixing(self, size: Any) -> nn.Module:
-        """What a block does to its hidden layer (B, horizon, hidden) before the gelu: nothing."""
-        return nn.Identity()
+    def _block(self, size: Any) -> nn.Module:
+        """One block, of which forward takes x (B, horizon, width) and the vectors of its slots."""
+        return BLOCKS[self.mechanism](size.width, size.hidden, size.dropout)
+
+    def _slots(self, size: Any) -> tuple[Slot, ...]:
+        """What a block asks for."""
+        return BLOCKS[self.mechanism].slots(size.width, size.hidden)
 
     def forward(self, noisy_actions: Tensor, modulation: Tensor) -> Tensor:
         """Prediction (B, horizon, 10) for normalised noisy actions (B, horizon, 10).

@@ -175,7 +175,7 @@ def _require_within_reach(backbone: Backbone, actions: Tensor, config: Stage2Con
         )
         raise TrainingError(
             f'{config.dataset} commands positions of {demonstrated} m, outside the {known} m that backbone '
-            f'{backbone.name!r} can express; train the backbone on motion that covers them'
+            f'{backbone.name!r} can express; train the backbone on motion that covers them, or with position_range_m'
         )
 
 

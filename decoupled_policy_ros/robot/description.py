@@ -6,7 +6,7 @@ between threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 from decoupled_policy_ros.errors import ConfigError, RobotDescriptionError
 from decoupled_policy_ros.resources import find, resolve_uri
 from decoupled_policy_ros.robot import poses
+from decoupled_policy_ros.robot.limits import Limits, read_limits
 from decoupled_policy_ros.robot.model import ModelSource
 from decoupled_policy_ros.robot.settings import Section
+from decoupled_policy_ros.robot.shapes import CollisionDescription, read_collision
 
 Array = NDArray[np.float64]
 
 _KEYS = (
-    'name', 'urdf', 'mjcf', 'description_topic', 'frames', 'arm', 'gripper', 'limits', 'cameras', 'topics',
+    'name', 'urdf', 'mjcf', 'description_topic', 'frames', 'arm', 'gripper', 'limits', 'collision', 'cameras', 'topics',
 )  # fmt: skip
 _TOPICS = ('joint_states', 'current_pose', 'target_pose', 'gripper_command')
 
@@ -77,19 +79,6 @@ class GripperDescription:
         return self.closed_width_m + opening * (self.open_width_m - self.closed_width_m)
 
 
-@dataclass(frozen=True, eq=False)
-class Limits:
-    """What the arm may do. Joint arrays have shape (n,), in the order of the arm's joint names."""
-
-    lower_rad: Array
-    upper_rad: Array
-    velocity_rad_s: Array
-    acceleration_rad_s2: Array
-    workspace_m: Array  # (2, 3): lowest and highest corner of a box in the base frame
-    ee_linear_velocity_m_s: float
-    ee_angular_velocity_rad_s: float
-
-
 @dataclass(frozen=True)
 class CameraDescription:
     """One camera: its image topic, its optical frame, and whether the topic carries CompressedImage.
@@ -125,6 +114,7 @@ class RobotDescription:
     topics: dict[str, str]
     source: ModelSource
     description_topic: str | None = None
+    collision: CollisionDescription = field(default_factory=CollisionDescription)
 
     @property
     def all_joint_names(self) -> tuple[str, ...]:
@@ -186,11 +176,14 @@ def load_robot(name_or_path: str | Path, description_xml: str | None = None) -> 
         joint_names=joint_names,
         home_rad=arm.numbers('home_rad', len(joint_names)),
         gripper=_gripper(section.section('gripper', _GRIPPER_KEYS), joint_names),
-        limits=_limits(section.section('limits', Limits.__dataclass_fields__), len(joint_names)),
+        limits=read_limits(section.section('limits', Limits.__dataclass_fields__), len(joint_names)),
         cameras=_cameras(section),
         topics={key: topics.text(key) for key in _TOPICS},
         source=_source(section, path, description_xml),
         description_topic=section.text('description_topic') if 'description_topic' in section else None,
+        collision=read_collision(section.section('collision', CollisionDescription.__dataclass_fields__))
+        if 'collision' in section
+        else CollisionDescription(),
     )
     _check_home(robot, section.where)
     robot.source.chain(
@@ -272,32 +265,6 @@ def _gripper(section: Section, arm_joint_names: tuple[str, ...]) -> GripperDescr
     return GripperDescription(
         names, tuple(signs.tolist()), width_open, width_closed, open_position, closed_position
     )
-
-
-def _limits(section: Section, n: int) -> Limits:
-    corners = section.section('workspace_m', ('lower', 'upper'))
-    workspace_m = np.stack([corners.numbers('lower', 3), corners.numbers('upper', 3)])
-    workspace_m.setflags(write=False)
-    limits = Limits(
-        lower_rad=section.numbers('lower_rad', n),
-        upper_rad=section.numbers('upper_rad', n),
-        velocity_rad_s=section.numbers('velocity_rad_s', n),
-        acceleration_rad_s2=section.numbers('acceleration_rad_s2', n),
-        workspace_m=workspace_m,
-        ee_linear_velocity_m_s=section.number('ee_linear_velocity_m_s'),
-        ee_angular_velocity_rad_s=section.number('ee_angular_velocity_rad_s'),
-    )
-    if np.any(limits.lower_rad >= limits.upper_rad) or np.any(workspace_m[0] >= workspace_m[1]):
-        raise RobotDescriptionError(f'{section.where}: each lower limit must lie below its upper limit')
-    for key in (
-        'velocity_rad_s',
-        'acceleration_rad_s2',
-        'ee_linear_velocity_m_s',
-        'ee_angular_velocity_rad_s',
-    ):
-        if np.any(np.asarray(getattr(limits, key)) <= 0):
-            raise RobotDescriptionError(f'{section.where}: {key} must be positive, got {section.get(key)!r}')
-    return limits
 
 
 def _cameras(section: Section) -> dict[str, CameraDescription]:

@@ -36,12 +36,14 @@ from decoupled_policy_ros.runtime.states import (
     Outputs,
 )
 from decoupled_policy_ros.runtime.statistics import Statistics
+from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct, Steering
+from decoupled_policy_ros.runtime.ticks import IDLE_S, Ticks
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
     from decoupled_policy_ros.runtime.engine import Engine
 
-#: Longest sleep of a thread (s): both are woken by what they wait for, this is the safety net.
-IDLE_S = 0.05
+#: How often a chunk is planned anew because commands went on meanwhile.
+PLANS = 3
 
 
 class PolicyLoop:
@@ -55,6 +57,7 @@ class PolicyLoop:
         settings: how commands are streamed.
         explain: what went wrong lately on a stream, to be added to a refusal.
         on_failure: told of an exception that ended a thread; there are no commands any more then.
+        steering: how a chunk is followed; as it was predicted by default.
     """
 
     def __init__(
@@ -66,12 +69,14 @@ class PolicyLoop:
         settings: LoopSettings,
         explain: Callable[[str], str],
         on_failure: Callable[[Exception], None],
+        steering: Steering | None = None,
     ):
         self._engine, self._sampler, self._outputs = engine, sampler, outputs
         self._now_ns, self._settings, self._explain = now_ns, settings, explain
         self._on_failure = on_failure
+        self._steering = steering or Direct()
         self.statistics = Statistics()
-        self._period_ns = round(1e9 / settings.control_rate_hz)
+        self._ticks = Ticks(settings.control_rate_hz, settings.lockstep)
         self._lock = threading.RLock()
         self._observed = threading.Condition(self._lock)  # wakes the worker
         self._ticked = threading.Condition(self._lock)  # wakes the streamer
@@ -87,10 +92,11 @@ class PolicyLoop:
         """Start afresh; whatever is being computed now will be thrown away."""
         self._generation += 1
         self._chunk: Chunk | None = None
-        self._refusal: ObservationError | None = None
-        self._refused_ns = 0
-        self._last_pose: NDArray[np.float64] | None = None
-        self._last_tick_ns = self._seen_ns = 0
+        self._refusal: ObservationError | ChunkRejected | None = None
+        self._refused_ns = self._rejected_frame_ns = 0
+        self._steering.reset()
+        self._ticks.restart()
+        self._seen_ns = 0
         self._reseed = True
         self._latch.reset()
 
@@ -144,7 +150,8 @@ class PolicyLoop:
     def report(self) -> tuple[str, str, dict[str, str], dict[str, float]]:
         """State, its reason, all statistics as text, and the ages (s) of the last observation's streams."""
         with self._lock:
-            return self.state, self.reason, self.statistics.values(), self.statistics.ages_s
+            values = self.statistics.values() | self._steering.values()
+            return self.state, self.reason, values, self.statistics.ages_s
 
     def notify_observed(self) -> None:
         """Say that a stream has a new sample."""
@@ -197,25 +204,19 @@ class PolicyLoop:
         if stamp_ns is None or (chunk is not None and stamp_ns < chunk.replan_stamp_ns):
             self._await_frame(generation)
             return False
+        if stamp_ns <= self._rejected_frame_ns:
+            return False  # what came of this frame has been rejected; the next one may do better
         sampled = time.perf_counter()
         try:
             prediction = self._engine_of(generation)(observation.arrays)
             contract = self._sampler.contract
-            new = Chunk(
-                prediction.actions,
-                stamp_ns,
-                contract.rate_hz,
-                contract.n_obs_steps,
-                self._engine.policy.n_execute,
-            )
+            timing = (contract.rate_hz, contract.n_obs_steps, self._engine.policy.n_execute)
+            new = Chunk(prediction.actions, stamp_ns, *timing)
+            timings_ms = {'sample': 1e3 * (sampled - start), **prediction.timings_ms}
+            return self._adopt(new, generation, timings_ms, observation.ages_s)
         except (InferenceError, ValueError) as error:
-            with self._lock:
-                self.statistics.rejected_chunks += 1
-                self.statistics.last_rejection = str(error)
+            self._reject(error, generation, stamp_ns, now_ns)
             return False
-        timings_ms = {'sample': 1e3 * (sampled - start), **prediction.timings_ms}
-        timings_ms['total'] = 1e3 * (time.perf_counter() - start)
-        return self._adopt(new, generation, timings_ms, observation.ages_s)
 
     def _engine_of(self, generation: int) -> Engine:
         """The engine, its noise at the seed's beginning if this is the first cycle since a fresh start."""
@@ -228,15 +229,34 @@ class PolicyLoop:
     def _adopt(
         self, chunk: Chunk, generation: int, timings_ms: dict[str, float], ages_s: dict[str, float]
     ) -> bool:
-        with self._lock:
-            if generation != self._generation or not self._running:
+        """Follow a chunk from now on; raises ChunkRejected where the steering refuses it."""
+        so_far_ms = timings_ms['sample'] + timings_ms['total']
+        for _ in range(PLANS):
+            start = time.perf_counter()
+            path = self._steering.plan(chunk, self._now_ns())
+            guard_ms = 1e3 * (time.perf_counter() - start)
+            timings_ms |= {'guard': guard_ms, 'total': so_far_ms + guard_ms}
+            with self._lock:
+                if generation != self._generation or not self._running:
+                    return True
+                if not self._steering.adopt(chunk, path):
+                    continue
+                self._chunk, self._refusal = chunk, None
+                self.statistics.add_cycle(timings_ms, ages_s)
+                self._outputs.publish_chunk(chunk)
+                self._ticked.notify()
                 return True
-            self._chunk = chunk
-            self._refusal = None
-            self.statistics.add_cycle(timings_ms, ages_s)
-            self._outputs.publish_chunk(chunk)
-            self._ticked.notify()
-            return True
+        raise ChunkRejected(f'commands were ahead of the chunk {PLANS} times: planning takes too long')
+
+    def _reject(
+        self, error: InferenceError | ValueError, generation: int, frame_ns: int, now_ns: int
+    ) -> None:
+        with self._lock:
+            self.statistics.rejected_chunks += 1
+            self.statistics.last_rejection = str(error)
+            if generation == self._generation and isinstance(error, ChunkRejected):
+                self._refusal, self._refused_ns, self._rejected_frame_ns = error, now_ns, frame_ns
+                self._ticked.notify()
 
     def _refuse(self, error: ObservationError, generation: int, now_ns: int) -> None:
         with self._lock:
@@ -260,45 +280,32 @@ class PolicyLoop:
                 if 0 < now_ns < self._seen_ns:
                     self.restart()  # a wall clock that was set back: nobody else would tell
                 self._seen_ns = now_ns
-                wait_s = self._until_tick_s(now_ns)
+                wait_s = self._ticks.until_s(now_ns)
                 if wait_s <= 0.0 and self._enabled and self._command(now_ns):
-                    self._tick_done(now_ns)
+                    self._ticks.done(now_ns)
                     continue
                 self._ticked.wait(min(IDLE_S, wait_s) if wait_s > 0.0 else IDLE_S)
-
-    def _until_tick_s(self, now_ns: int) -> float:
-        """Seconds of the node's clock until a command is due; in lockstep each new clock value is a tick."""
-        if now_ns == 0:
-            return IDLE_S
-        if self._settings.lockstep:
-            return 0.0 if now_ns > self._last_tick_ns else IDLE_S
-        return (self._last_tick_ns + self._period_ns - now_ns) * 1e-9
-
-    def _tick_done(self, now_ns: int) -> None:
-        due_ns = self._last_tick_ns + self._period_ns
-        late = self._settings.lockstep or now_ns - due_ns >= self._period_ns
-        self._last_tick_ns = now_ns if late else due_ns  # on the grid, so that the rate does not drift
 
     def _command(self, now_ns: int) -> bool:
         """Command for this time; False if it has to be waited for."""
         chunk = self._chunk
         begun = chunk is not None and chunk.observation_stamp_ns <= now_ns
         if chunk is not None and begun and now_ns < chunk.replan_stamp_ns:
-            return self._follow(chunk, now_ns)
+            return self._follow(now_ns)
         if self._settings.lockstep:
             if self._refusal is None or self._refused_ns < now_ns:
                 return False
         elif chunk is not None and begun and now_ns <= chunk.end_stamp_ns and not self._refused_since(chunk):
             self.statistics.bridged_ticks += 1
-            return self._follow(chunk, now_ns)
+            return self._follow(now_ns)
         return self._hold(now_ns)
 
     def _refused_since(self, chunk: Chunk) -> bool:
         """Whether the chunk that should follow this one has been refused an observation."""
         return self._refusal is not None and self._refused_ns >= chunk.replan_stamp_ns
 
-    def _follow(self, chunk: Chunk, now_ns: int) -> bool:
-        pose, gripper = chunk.sample(now_ns)
+    def _follow(self, now_ns: int) -> bool:
+        pose, gripper = self._steering.follow(now_ns)
         edge = self._latch.update(gripper)
         if edge is not None:
             self._outputs.publish_gripper(edge)  # before the pose: they belong together
@@ -307,15 +314,16 @@ class PolicyLoop:
         return True
 
     def _hold(self, now_ns: int) -> bool:
-        """Keep commanding the last pose, and say why; before the first command there is nothing to hold."""
+        """Come to rest and stay there, and say why; before the first command there is nothing to hold."""
+        pose = self._steering.hold(now_ns)
         if self._chunk is not None and now_ns > self._chunk.end_stamp_ns:
             self.statistics.underruns += 1
             self._chunk = None
         if self._refusal is not None:
             reason = self._reason(self._refusal)
         else:
-            reason = 'no chunk yet' if self._last_pose is None else 'the next chunk is late'
-        if self._last_pose is None:
+            reason = 'no chunk yet' if pose is None else 'the next chunk is late'
+        if pose is None:
             self._set_state(WAITING, reason)
             return not self._settings.lockstep
         if self._settings.lockstep or self._refusal is not None:
@@ -323,17 +331,16 @@ class PolicyLoop:
         if self.state != HOLDING:
             self.statistics.holds += 1
         self._set_state(HOLDING, reason)
-        self._publish(self._last_pose, now_ns)
+        self._publish(pose, now_ns)
         return True
 
-    def _reason(self, refusal: ObservationError) -> str:
-        explanation = self._explain(refusal.stream)
+    def _reason(self, refusal: ObservationError | ChunkRejected) -> str:
+        explanation = self._explain(refusal.stream) if isinstance(refusal, ObservationError) else ''
         return f'{refusal}; {explanation}' if explanation else str(refusal)
 
     def _publish(self, pose: NDArray[np.float64], now_ns: int) -> None:
         self._outputs.publish_command(pose, now_ns)
         self.statistics.commands += 1
-        self._last_pose = pose
 
     def _set_state(self, state: str, reason: str) -> None:
         """Remember state and reason; a change of state is published at once, a new reason with the diagnostics."""

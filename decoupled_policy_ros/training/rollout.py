@@ -17,6 +17,7 @@ from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.policy.checkpoint import find_model, load_policy
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.runtime.engine import Engine
+from decoupled_policy_ros.runtime.guard.settings import GuardSettings
 from decoupled_policy_ros.sim.environment import SimRobot
 from decoupled_policy_ros.sim.tasks import sim_task
 from decoupled_policy_ros.training.scenes import Arrays, EpisodeResult, Scene
@@ -41,6 +42,7 @@ class Evaluation:
         sampler: one that the backbone's schedule has; None for its first.
         instruction: what the policy is told; None for the simulated task's own where the policy has language, and
             for the policy's only one where it has not.
+        guard: whether chunks go through the guard, with its defaults for the robot.
     """
 
     policy: str
@@ -52,6 +54,7 @@ class Evaluation:
     checkpoint: str = 'last'
     sampler: str | None = None
     instruction: str | None = None
+    guard: bool = False
 
 
 def checkpoint_folder(policy: str, checkpoint: str) -> Path:
@@ -122,6 +125,7 @@ class Rollout:
     def __init__(self, spec: Evaluation, lanes: int = 1, arms: Arms | None = None):
         if lanes < 1:
             raise ConfigError(f'lanes must be at least 1, got {lanes}')
+        self.spec = spec
         self.robot = load_robot(spec.robot)
         self.policy = load_policy(checkpoint_folder(spec.policy, spec.checkpoint), self.robot, spec.backbone)
         self.contract: ObservationContract = self.policy.contract
@@ -186,7 +190,8 @@ class Rollout:
     def _scenes(self, count: int) -> list[Scene]:
         cameras = {s.name: (s.shape[0], s.shape[1]) for s in self.contract.streams if s.kind == 'image'}
         sims = self.arms.get(count, self.task.name, self.robot, cameras, self.contract.rate_hz)
-        return [Scene(sim, self.contract, self.policy.n_execute) for sim in sims]
+        guard = GuardSettings() if self.spec.guard else None
+        return [Scene(sim, self.contract, self.policy.n_execute, guard) for sim in sims]
 
 
 class _Running:

@@ -20,6 +20,9 @@ from decoupled_policy_ros.observation.streams import StreamBuffer
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.robot.poses import GRIPPER_CLOSED, GRIPPER_OPEN
 from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
+from decoupled_policy_ros.runtime.guard.guard import Guard
+from decoupled_policy_ros.runtime.guard.settings import GuardSettings
+from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct, Guarded, Steering
 from decoupled_policy_ros.sim.environment import SimRobot
 from decoupled_policy_ros.sim.reference import MAX_STEP_M
 
@@ -42,6 +45,7 @@ class EpisodeResult:
         chunks: predicted.
         torn_chunks: how many of them have a step longer than TORN_STEP_M among what was executed of them.
         largest_step_m: longest such step of all.
+        rejected_chunks, slowed_chunks: what the guard did, where there was one; 0 without.
     """
 
     seed: int
@@ -50,6 +54,8 @@ class EpisodeResult:
     chunks: int = 0
     torn_chunks: int = 0
     largest_step_m: float = 0.0
+    rejected_chunks: int = 0
+    slowed_chunks: int = 0
 
 
 def largest_step_m(actions: ArrayLike) -> float:
@@ -65,14 +71,27 @@ class Scene:
         sim: the arm; it may serve other scenes, one after the other.
         contract: what to observe.
         n_execute: waypoints of a chunk that are executed.
+        guard: settings of the guard that chunks go through; None for none.
 
     Raises:
         ConfigError: the simulator does not measure one of the streams, or measures another number of values.
     """
 
-    def __init__(self, sim: SimRobot, contract: ObservationContract, n_execute: int):
+    def __init__(
+        self,
+        sim: SimRobot,
+        contract: ObservationContract,
+        n_execute: int,
+        guard: GuardSettings | None = None,
+    ):
         self.sim, self.contract, self.n_execute = sim, contract, n_execute
-        self.proprioception = Proprioception(sim.robot, Kinematics(sim.robot))
+        kinematics = Kinematics(sim.robot)
+        self.proprioception = Proprioception(sim.robot, kinematics)
+        arm = slice(0, len(sim.robot.joint_names))
+        self.steering: Steering = Direct()
+        if guard is not None:
+            checks = Guard(sim.robot, guard)
+            self.steering = Guarded(checks, kinematics, lambda: sim.joint_positions[arm], lockstep=True)
         self.buffers = {name: StreamBuffer(2 * contract.n_obs_steps) for name in contract.names}
         self.sampler = Sampler(contract, self.buffers)
         for stream in contract.streams:
@@ -103,7 +122,7 @@ class Scene:
             self._start(seed)
             latch, chunk = GripperLatch(), None
             steps_m: list[float] = []
-            step = 0
+            step = rejected = slowed = 0
             while step < max_steps and not (self.sim.success or self.sim.failed):
                 if writer is not None and step % FILM_EVERY == 0:
                     writer.add(self.sim.image('overview'))
@@ -113,8 +132,10 @@ class Scene:
                     observation = self.sampler.sample(self.sim.stamp_ns)
                     actions = yield observation.arrays
                     steps_m.append(largest_step_m(actions[self._executed]))
-                    chunk = self._chunk(actions, observation.stamp_ns)
-                pose, gripper = chunk.sample(self.sim.stamp_ns)
+                    chunk, time_scale = self._steered(actions, observation.stamp_ns)
+                    rejected += chunk is None
+                    slowed += time_scale > 1.0
+                pose, gripper = self._command(chunk)
                 latch.update(gripper)
                 self.sim.step(pose, GRIPPER_CLOSED if latch.state == 'closed' else GRIPPER_OPEN)
                 step += 1
@@ -122,7 +143,8 @@ class Scene:
             if writer is not None:
                 self._film_outcome(writer, success)
         torn = sum(step_m > TORN_STEP_M for step_m in steps_m)
-        return EpisodeResult(seed, success, step, len(steps_m), torn, max(steps_m, default=0.0))
+        largest_m = max(steps_m, default=0.0)
+        return EpisodeResult(seed, success, step, len(steps_m), torn, largest_m, rejected, slowed)
 
     def film(self, path: Path) -> VideoWriter:
         """A writer of a video that runs as fast as the episode does."""
@@ -138,6 +160,7 @@ class Scene:
 
     def _start(self, seed: int) -> None:
         self.sim.reset(seed)
+        self.steering.reset()
         for buffer in self.buffers.values():
             buffer.clear()
         # History is observed, never made up: the arm holds still until there is enough of it.
@@ -146,8 +169,23 @@ class Scene:
             self._observe()
             self.sim.step(home, GRIPPER_OPEN)
 
-    def _chunk(self, actions: NDArray[np.float64], stamp_ns: int) -> Chunk:
-        return Chunk(actions, stamp_ns, self.contract.rate_hz, self.contract.n_obs_steps, self.n_execute)
+    def _steered(self, actions: NDArray[np.float64], stamp_ns: int) -> tuple[Chunk | None, float]:
+        """The chunk that is followed from now on, None if the guard rejects it, and how much it slows it down."""
+        contract = self.contract
+        chunk = Chunk(actions, stamp_ns, contract.rate_hz, contract.n_obs_steps, self.n_execute)
+        try:
+            path = self.steering.plan(chunk, self.sim.stamp_ns)
+        except ChunkRejected:
+            return None, 1.0
+        self.steering.adopt(chunk, path)
+        return chunk, 1.0 if path is None else path.time_scale
+
+    def _command(self, chunk: Chunk | None) -> tuple[NDArray[np.float64], float]:
+        """Pose (4, 4) and gripper value of now; without a chunk the arm comes to rest, and the gripper stays."""
+        if chunk is not None:
+            return self.steering.follow(self.sim.stamp_ns)
+        held = self.steering.hold(self.sim.stamp_ns)
+        return self.sim.pose_base_ee if held is None else held, 0.0
 
     @property
     def _executed(self) -> slice:

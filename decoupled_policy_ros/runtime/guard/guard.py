@@ -1,0 +1,263 @@
+"""The guard: a motion is checked as a whole, before the arm is told of any of it.
+
+Rule by rule, the mildest thing that helps is done: positions are moved into the workspace, the way is travelled more
+slowly, what lies beyond the part that will be executed is cut off. Everything else is rejected, and whoever asked
+brings the arm to rest where it is (`runtime.stopping`).
+
+One object for each thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
+
+from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.runtime.guard.collision import CollisionChecks
+from decoupled_policy_ros.runtime.guard.joints import JointChecks, JointPath
+from decoupled_policy_ros.runtime.guard.settings import GuardSettings
+from decoupled_policy_ros.runtime.guard.timing import ORDERS, Moving, corners, motion_limits, ratios, stretch
+from decoupled_policy_ros.runtime.guard.verdict import Finding, Outcome, Verdict
+from decoupled_policy_ros.runtime.motion import NS_PER_S, MotionState, Path, rotation_steps
+
+Array = NDArray[np.float64]
+
+#: How far from orthonormal the columns of a rotation may be.
+ORTHONORMAL = 1e-6
+UNITS = {
+    'linear_velocity': 'm/s', 'linear_acceleration': 'm/s2', 'linear_jerk': 'm/s3', 'angular_velocity': 'rad/s',
+    'angular_acceleration': 'rad/s2', 'angular_jerk': 'rad/s3',
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A motion that somebody wants.
+
+    Attributes:
+        start: what the arm is told to do at `start_ns`, where this motion begins.
+        start_ns: stamp of the beginning.
+        poses_base_ee: (n, 4, 4) waypoints, n at least 1.
+        stamps_ns: (n,) when each is meant, increasing and later than the start.
+        gripper: (n + 1,) value from the start and from each waypoint on.
+        joints_rad: (joints,) as measured; None where nobody knows.
+        needed: so many of the waypoints have to be good; those after them may be cut off.
+        first: index of the first waypoint in its chunk, for messages.
+    """
+
+    start: MotionState
+    start_ns: int
+    poses_base_ee: Array
+    stamps_ns: Sequence[int]
+    gripper: Array
+    joints_rad: Array | None
+    needed: int
+    first: int = 0
+
+
+class Guard:
+    """Checks motions of one robot.
+
+    Args:
+        robot: gives limits, kinematics and shapes.
+        settings: how strict to be.
+
+    Raises:
+        ConfigError, RobotDescriptionError: settings and robot do not fit together.
+    """
+
+    def __init__(self, robot: RobotDescription, settings: GuardSettings | None = None):
+        self.settings = settings = settings or GuardSettings()
+        self.limits = settings.limits(robot)
+        self.stopping = settings.stopping(robot)
+        self._robot = robot
+        self._joints = JointChecks(robot, settings)
+        self._collisions = CollisionChecks(
+            robot,
+            settings.boxes,
+            settings.collision_margin_m,
+            settings.looks_at('self_collision'),
+            settings.looks_at('boxes'),
+        )
+
+    def check(self, request: Request) -> Verdict:
+        """What may be executed of a motion, and what was found."""
+        found = well_formed(request.poses_base_ee, request.first)
+        if found is not None:
+            return Verdict(None, (found,))
+        findings: list[Finding] = []
+        wanted, clamped = self._into_workspace(request)
+        findings += clamped
+        if joined := self._join(request.start, wanted[0], request.first):
+            return Verdict(None, (*findings, joined))
+        joints: JointPath | None = None
+        if self.settings.needs_joints:
+            if request.joints_rad is None:
+                return Verdict(None, (*findings, missing_joints('no joint state')))
+            joints, stopped = self._follow(request, wanted)
+            if stopped is not None:
+                good = (stopped.waypoint or 0) - request.first
+                if stopped.outcome is Outcome.REJECT:
+                    return Verdict(None, (*findings, stopped))
+                findings.append(stopped)
+                wanted = wanted[:good]
+                joints = JointPath(
+                    joints.joints_rad[: good + 1], joints.velocity_rad_s, joints.singular[: good + 1]
+                )
+        return self._timed(request, wanted, joints, findings)
+
+    def _into_workspace(self, request: Request) -> tuple[Array, list[Finding]]:
+        """Waypoints with their positions inside the workspace, and how far outside the farthest was."""
+        lower, upper = self.limits.workspace_m
+        wanted = request.poses_base_ee
+        inside = np.clip(wanted[:, :3, 3], lower, upper)
+        outside = np.abs(inside - wanted[:, :3, 3])
+        if not self.settings.looks_at('workspace') or not outside.any():
+            return wanted, []
+        waypoint, axis = np.unravel_index(int(np.argmax(outside)), outside.shape)
+        value = float(wanted[waypoint, axis, 3])
+        limit = float(lower[axis] if value < lower[axis] else upper[axis])
+        wanted = wanted.copy()
+        wanted[:, :3, 3] = inside
+        found = Finding(
+            'workspace', Outcome.CLAMP, value, limit, 'm', request.first + int(waypoint), 'xyz'[axis]
+        )
+        return wanted, [found]
+
+    def _join(self, start: MotionState, pose: Array, first: int) -> Finding | None:
+        """Whether the first waypoint is too far from where the arm is told to be."""
+        if not self.settings.looks_at('join'):
+            return None
+        far_m = float(np.linalg.norm(pose[:3, 3] - start.pose[:3, 3]))
+        turn = Rotation.from_matrix(start.pose[:3, :3].T @ pose[:3, :3]).magnitude()
+        for value, limit, unit in (
+            (far_m, self.settings.join_m, 'm'), (float(turn), self.settings.join_rad, 'rad')
+        ):  # fmt: skip
+            if value > limit:
+                return Finding('join', Outcome.REJECT, value, limit, unit, first)
+        return None
+
+    def _follow(self, request: Request, wanted: Array) -> tuple[JointPath, Finding | None]:
+        """Joints along the way, up to what stops it; that is cut off if it is not needed."""
+        assert request.joints_rad is not None
+        path, stopped = self._joints.follow(request.start, wanted, request.joints_rad, request.first)
+        reasons = (
+            stopped,
+            self._joints.near_singularity(path, request.first),
+            self._collision(path, request.first),
+        )
+        earliest = [r for r in reasons if r is not None]
+        if not earliest:
+            return path, None
+        found = min(earliest, key=lambda r: -1 if r.waypoint is None else r.waypoint)
+        if found.waypoint is None or found.waypoint - request.first < request.needed:
+            return path, found
+        cut = Finding(
+            found.rule, Outcome.TRUNCATE, found.value, found.limit, found.unit, found.waypoint, found.detail
+        )
+        return path, cut
+
+    def _collision(self, path: JointPath, first: int) -> Finding | None:
+        if self._collisions.pairs == 0:
+            return None
+        for i, joints_rad in enumerate(path.joints_rad[1:]):
+            touched = self._collisions.touching(joints_rad)
+            if touched is not None:
+                one, other, is_box, distance_m = touched
+                rule = 'boxes' if is_box else 'self_collision'
+                margin_m = self.settings.collision_margin_m
+                names = f'{one} and {other}'
+                return Finding(rule, Outcome.REJECT, distance_m, margin_m, 'm', first + i, names)
+        return None
+
+    def _timed(
+        self, request: Request, wanted: Array, joints: JointPath | None, findings: list[Finding]
+    ) -> Verdict:
+        """The path with the stamps that every limit holds with, ending at rest."""
+        moving = self._moving(request.start, wanted, joints)
+        stamps_ns = [request.start_ns, *request.stamps_ns[: len(wanted)]]
+        durations_s = np.diff(np.array(stamps_ns, np.int64)) / NS_PER_S
+        least: Array = np.ones(len(wanted))
+        if joints is not None:
+            least, slow = self._joints.slowing(joints, request.first)
+            findings += [slow] if slow is not None else []
+        findings += self._too_fast(moving, durations_s, request.first)
+        largest = self.settings.max_time_scale
+        factors = stretch(moving, durations_s, False, least, largest)
+        if factors is None:
+            return Verdict(None, (*findings, _too_slow(findings, largest)))
+        # Braking at the end takes what it takes: it is what happens if no other motion comes, and no breach.
+        at_rest = stretch(moving, durations_s, True, factors, np.inf)
+        if at_rest is None:
+            return Verdict(None, (*findings, _too_slow(findings, largest)))
+        if at_rest.max() > 1.0:
+            elapsed_ns = np.round(np.cumsum(at_rest * durations_s) * NS_PER_S).astype(np.int64)
+            # Up to the first segment that takes longer the stamps are those that were asked for, exactly.
+            same = int(np.argmax(at_rest > 1.0))
+            late_ns = [request.start_ns + int(elapsed) for elapsed in elapsed_ns]
+            stamps_ns = [*stamps_ns[: same + 1], *late_ns[same:]]
+        gripper = request.gripper[: len(wanted) + 1]
+        rounded = corners(moving, at_rest * durations_s)
+        path = Path(request.start, wanted, gripper, stamps_ns, rounded, float(factors.max()))
+        known = None if joints is None else joints.joints_rad[1:]
+        return Verdict(path, tuple(findings), known)
+
+    def _moving(self, start: MotionState, wanted: Array, joints: JointPath | None) -> Moving:
+        way = np.concatenate([start.pose[None], wanted])
+        steps = [np.diff(way[:, :3, 3], axis=0), rotation_steps(way)]
+        begin = [start.body_twist]
+        if joints is not None:
+            steps.append(np.diff(joints.joints_rad, axis=0))
+            begin.append(joints.velocity_rad_s)
+        limits = motion_limits(self.limits, self.settings, None if joints is None else joints.joints_rad)
+        return Moving(np.hstack(steps), np.concatenate(begin), limits)
+
+    def _too_fast(self, moving: Moving, durations_s: Array, first: int) -> list[Finding]:
+        """Each limit that the motion would break as it was asked for, where it breaks it most."""
+        findings = []
+        for rule, share in ratios(moving, durations_s, False).items():
+            if share.max() > 1.0:
+                worst = int(np.argmax(share))
+                unit = UNITS.get(rule, 'times the limit')
+                limit = float(moving.limits[rule]) if rule in UNITS else 1.0
+                findings.append(
+                    Finding(rule, Outcome.TIME_SCALE, float(share[worst]) * limit, limit, unit, first + worst)
+                )
+        return findings
+
+
+def well_formed(poses_base_ee: ArrayLike, first: int = 0) -> Finding | None:
+    """Whether waypoints (n, 4, 4) are finite rigid transformations; these two rules can't be left out."""
+    waypoints = np.asarray(poses_base_ee, float)
+    finite = np.isfinite(waypoints).all((1, 2))
+    if not finite.all():
+        i = int(np.argmin(finite))
+        bad = waypoints[i][~np.isfinite(waypoints[i])]
+        return Finding('finite', Outcome.REJECT, float(bad[0]), 0.0, waypoint=first + i)
+    R = waypoints[:, :3, :3]
+    deviation = np.abs(np.swapaxes(R, 1, 2) @ R - np.eye(3)).max((1, 2))
+    deviation = np.maximum(deviation, np.abs(np.linalg.det(R) - 1.0))
+    deviation = np.maximum(deviation, np.abs(waypoints[:, 3] - [0.0, 0.0, 0.0, 1.0]).max(1))
+    i = int(np.argmax(deviation))
+    if deviation[i] <= ORTHONORMAL:
+        return None
+    return Finding('rotation', Outcome.REJECT, float(deviation[i]), ORTHONORMAL, waypoint=first + i)
+
+
+def missing_joints(why: str) -> Finding:
+    """There are no joint positions to start from."""
+    return Finding('joint_state', Outcome.REJECT, float('nan'), 0.0, detail=why)
+
+
+def _too_slow(findings: Sequence[Finding], largest: float) -> Finding:
+    """The last of the limits that can't be kept, now a reason to reject."""
+    scaled = [f for f in findings if f.outcome is Outcome.TIME_SCALE and f.rule.rpartition('_')[2] in ORDERS]
+    if not scaled:
+        return Finding('linear_velocity', Outcome.REJECT, float('inf'), largest, 'times slower')
+    worst = max(scaled, key=lambda f: f.value / f.limit)
+    detail = f'a motion that {largest:g} times slower would not keep it either'
+    return Finding(worst.rule, Outcome.REJECT, worst.value, worst.limit, worst.unit, worst.waypoint, detail)

@@ -1,0 +1,136 @@
+"""How fast a path may be travelled: where it breaks a limit, its segments are made longer until it doesn't.
+
+All that moves is looked at in one array: position (3), rotation (3) and the joints (n), as steps from one waypoint to
+the next. On the lines of a `runtime.motion.Path` nothing accelerates, so the speeds are those of the lines; a corner
+in which the velocity changes by dv and that takes 2 b has the acceleration dv / 2 b, and the jerk dv / 2 b^2 if that
+acceleration rises and falls over the corner's halves. With the widest corners that fit, b is half a segment: these are
+then the second and third differences of the waypoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoupled_policy_ros.robot.description import Limits
+from decoupled_policy_ros.runtime.guard.settings import GuardSettings
+from decoupled_policy_ros.runtime.motion import slopes, widest_corners
+
+Array = NDArray[np.float64]
+
+#: Order of the derivative that each limit is one of, and thereby the power with which slowing down helps.
+ORDERS = {'velocity': 1, 'acceleration': 2, 'jerk': 3}
+#: Share of a limit that is used: rotation vectors do not add up exactly like numbers.
+HEADROOM = {'linear': 1.0, 'angular': 0.96, 'joint': 1.0}
+_MAX_ROUNDS = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Moving:
+    """Steps (n, 6 + joints) along a path, the velocity (6 + joints,) at its start, and the limits that hold.
+
+    `limits` maps a rule's name to what its values are measured against: a number for the norm of position or
+    rotation, an array (joints,) or (n, joints) for the joints one by one.
+    """
+
+    steps: Array
+    start: Array
+    limits: dict[str, float | Array]
+
+
+def motion_limits(
+    limits: Limits, settings: GuardSettings, joints_rad: Array | None
+) -> dict[str, float | Array]:
+    """Limits of a path by rule; the joints' where joint positions (n + 1, joints) are there."""
+    table: dict[str, float | Array | None] = {
+        'linear_velocity': limits.ee_linear_velocity_m_s,
+        'linear_acceleration': limits.ee_linear_acceleration_m_s2,
+        'linear_jerk': limits.ee_linear_jerk_m_s3,
+        'angular_velocity': limits.ee_angular_velocity_rad_s,
+        'angular_acceleration': limits.ee_angular_acceleration_rad_s2,
+        'angular_jerk': limits.ee_angular_jerk_rad_s3,
+    }
+    if joints_rad is not None:
+        directions = np.diff(joints_rad, axis=0)
+        fastest = [limits.velocity_towards(q, directions) for q in (joints_rad[:-1], joints_rad[1:])]
+        # Near an end of its range a joint must still be able to creep up to it.
+        table['joint_velocity'] = np.maximum(np.minimum(*fastest), 0.01 * limits.velocity_rad_s)
+        table['joint_acceleration'] = limits.acceleration_rad_s2
+        table['joint_jerk'] = limits.jerk_rad_s3
+    return {rule: limit for rule, limit in table.items() if limit is not None and settings.looks_at(rule)}
+
+
+def ratios(moving: Moving, durations_s: Array, at_rest: bool) -> dict[str, Array]:
+    """What each segment reaches of each limit, (n,) by rule: above 1 it breaks it.
+
+    Args:
+        moving: the path.
+        durations_s: (n,) of its segments.
+        at_rest: whether it comes to rest at the last waypoint; else it goes on from there.
+    """
+    lines = slopes(moving.steps, durations_s, moving.start)
+    changes, halves = np.diff(lines, axis=0), widest_corners(durations_s)
+    if not at_rest:
+        changes[-1] = 0.0
+    shares = {}
+    for rule, limit in moving.limits.items():
+        what, _, derivative = rule.partition('_')
+        if derivative == 'velocity':
+            share = _share(what, lines[1:-1], limit)
+        else:
+            corner = _share(what, changes, limit) / (2 * halves ** (ORDERS[derivative] - 1))
+            share = np.maximum(corner[:-1], corner[1:])
+        shares[rule] = share / HEADROOM[what]
+    return shares
+
+
+def corners(moving: Moving, durations_s: Array) -> Array:
+    """Half the time (n + 1,) that each corner has to take for the limits to hold; 0 where none is limited."""
+    changes = np.diff(slopes(moving.steps, durations_s, moving.start), axis=0)
+    needed: Array = np.zeros(len(changes))
+    for rule, limit in moving.limits.items():
+        what, _, derivative = rule.partition('_')
+        if derivative != 'velocity':
+            share = _share(what, changes, limit) / HEADROOM[what] / 2
+            needed = np.maximum(needed, share ** (1 / (ORDERS[derivative] - 1)))
+    return needed
+
+
+def stretch(moving: Moving, durations_s: Array, at_rest: bool, least: Array, largest: float) -> Array | None:
+    """Factors (n,) for the durations with which every limit holds; None if one above `largest` is needed.
+
+    A segment is made longer by what it breaks its limits by, and no more: uniformly, if all break them alike. The way
+    stays the same.
+
+    Args:
+        moving: the path.
+        durations_s: (n,) meant for its segments.
+        at_rest: see `ratios`.
+        least: (n,) factors to begin with.
+        largest: factor.
+    """
+    factors: Array = least.copy()
+    for round_ in range(_MAX_ROUNDS):
+        if factors.max() > largest:
+            return None
+        needed: Array = np.ones(len(factors))
+        for rule, share in ratios(moving, factors * durations_s, at_rest).items():
+            needed = np.maximum(needed, share ** (1 / ORDERS[rule.rpartition('_')[2]]))
+        if needed.max() <= 1.0 + 1e-9:
+            return factors
+        # A segment alone can't help itself where its neighbours arrive too fast.
+        if round_ > _MAX_ROUNDS // 2:
+            needed[1:] = np.maximum(needed[1:], np.sqrt(needed[:-1]))
+            needed[:-1] = np.maximum(needed[:-1], np.sqrt(needed[1:]))
+        factors = factors * np.where(needed > 1.0, needed * 1.001, 1.0)
+    return None
+
+
+def _share(what: str, values: Array, limit: float | Array) -> Array:
+    """Norm or largest joint of values (m, 6 + joints) over the limit, (m,)."""
+    if what == 'joint':
+        return (np.abs(values[:, 6:]) / limit).max(1)
+    part = values[:, :3] if what == 'linear' else values[:, 3:6]
+    return np.sqrt((part * part).sum(-1)) / limit

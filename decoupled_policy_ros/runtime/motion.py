@@ -1,0 +1,170 @@
+"""Motion of the end effector in continuous time: where it is told to be, and how fast it is told to move.
+
+A `Path` is what a chunk means between its waypoints, straight lines, with each corner rounded just enough to be
+turned within a limited acceleration (linear segments with parabolic blends; Craig, "Introduction to Robotics",
+chapter 7). Its velocity is continuous, from the velocity with which it begins on, and never above that of the lines;
+a corner passes its waypoint at a distance of |change of velocity| b / 4, b being half the time that the corner takes.
+
+                  P1 ___________ P2
+                    '           '
+       v0         .'             '.
+    P0 ---> K ---'                 '---- P3
+
+K is where the velocity at the beginning would lead in a quarter of the first segment: rounding the corner there begins
+at P0. Rotation does the same in rotation vectors, in the frame of the nearest corner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from decoupled_policy_ros.robot import poses
+
+Array = NDArray[np.float64]
+
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class MotionState:
+    """Pose (4, 4) of the end effector in the base frame, with its linear and angular velocity (3,) there."""
+
+    pose: Array
+    linear_m_s: Array
+    angular_rad_s: Array
+
+    @classmethod
+    def at_rest(cls, pose: Array) -> MotionState:
+        """A pose (4, 4) that is not left."""
+        return cls(pose, np.zeros(3), np.zeros(3))
+
+    @property
+    def body_twist(self) -> Array:
+        """Velocity (6,): linear in the base frame, angular in the end effector's own."""
+        return np.concatenate([self.linear_m_s, self.pose[:3, :3].T @ self.angular_rad_s])
+
+
+class Motion(Protocol):
+    """What is commanded from a stamp on, for ever."""
+
+    start_ns: int
+
+    def state(self, stamp_ns: int) -> MotionState:
+        """Pose and velocity at a time."""
+
+    def gripper(self, stamp_ns: int) -> float | None:
+        """Gripper value in [-1 open, +1 closed] at a time; None where the gripper is left as it is."""
+
+
+def rotation_steps(poses_base_ee: Array) -> Array:
+    """Rotation vectors (n - 1, 3) from each pose (n, 4, 4) to the next, in the frame of either."""
+    R = poses_base_ee[:, :3, :3]
+    return Rotation.from_matrix(np.swapaxes(R[:-1], 1, 2) @ R[1:]).as_rotvec()
+
+
+def slopes(steps: Array, durations_s: Array, start: Array) -> Array:
+    """Velocities (n + 2, d) of the lines of a path: at the beginning, from K to P1, ..., and of rest at the end.
+
+    Args:
+        steps: (n, d) from each waypoint to the next, the first from the start.
+        durations_s: (n,) of the segments.
+        start: (d,) velocity at the beginning.
+    """
+    lines = np.zeros((len(steps) + 2, len(start)))
+    lines[0] = start
+    lines[1:-1] = steps / durations_s[:, None]
+    lines[1] = (steps[0] - start * (durations_s[0] / 4)) / (0.75 * durations_s[0])
+    return lines
+
+
+def widest_corners(durations_s: Array) -> Array:
+    """Half the time (n + 1,) that each corner may take at most: K, P1, ..., Pn."""
+    halves = durations_s / 2
+    return np.concatenate([halves[:1] / 2, np.minimum(halves[:-1], halves[1:]), halves[-1:]])
+
+
+class Path:
+    """From a state along waypoints to rest at the last of them.
+
+    Args:
+        start: where and how the motion begins.
+        poses_base_ee: (n, 4, 4) waypoints after it, n at least 1.
+        gripper: (n + 1,) value from the start and from each waypoint on.
+        stamps_ns: (n + 1,) of the start and of the waypoints, increasing.
+        corners_s: (n + 1,) half the time that each corner takes, K, P1, ..., Pn; the widest that fit by default.
+        time_scale: by how much its slowest part is slower than it was meant to be.
+    """
+
+    def __init__(
+        self,
+        start: MotionState,
+        poses_base_ee: Array,
+        gripper: Array,
+        stamps_ns: list[int],
+        corners_s: Array | None = None,
+        time_scale: float = 1.0,
+    ):
+        self._start, self._gripper, self.time_scale = start, gripper, time_scale
+        self.poses_base_ee, self.stamps_ns = poses_base_ee, stamps_ns
+        self.start_ns, last_ns = stamps_ns[0], stamps_ns[-1]
+        times_s = (np.array(stamps_ns, np.int64) - self.start_ns) / NS_PER_S
+        durations_s = np.diff(times_s)
+        widest_s = widest_corners(durations_s)
+        self._corners_s = widest_s if corners_s is None else np.minimum(corners_s, widest_s)
+        self.end_ns = last_ns + int(np.ceil(self._corners_s[-1] * NS_PER_S))
+        begin = start.body_twist
+        corner = _moved(start.pose, begin * durations_s[0] / 4)
+        self._knots = np.concatenate([corner[None], poses_base_ee])
+        self._knot_times_s = np.concatenate([[durations_s[0] / 4], times_s[1:]])
+        # Each time belongs to the corner whose half of a line it lies on.
+        self._borders_s = np.concatenate([[durations_s[0] / 2], (times_s[1:-1] + times_s[2:]) / 2])
+        steps = np.hstack([np.diff(self._knots[:, :3, 3], axis=0), rotation_steps(self._knots)])
+        lines = np.zeros((len(stamps_ns) + 1, 6))
+        lines[0] = begin
+        lines[1:-1] = steps / np.diff(self._knot_times_s)[:, None]
+        self._lines = lines
+
+    def state(self, stamp_ns: int) -> MotionState:
+        """Pose and velocity at a time; before the start the start's, after the end at rest there."""
+        if stamp_ns <= self.start_ns:
+            return self._start
+        if stamp_ns >= self.end_ns:
+            return MotionState.at_rest(self.poses_base_ee[-1].copy())
+        time_s = (stamp_ns - self.start_ns) / NS_PER_S
+        i = int(np.searchsorted(self._borders_s, time_s))
+        since_s, half_s = time_s - self._knot_times_s[i], float(self._corners_s[i])
+        before, after = self._lines[i], self._lines[i + 1]
+        if since_s <= -half_s:
+            way, rate = before * since_s, before
+        elif since_s >= half_s:
+            way, rate = after * since_s, after
+        else:
+            turned = (since_s + half_s) / (2 * half_s)
+            rate = before + (after - before) * turned
+            way = before * since_s + (after - before) * (half_s * turned**2)
+        pose = _moved(self._knots[i], way)
+        return MotionState(pose, rate[:3], pose[:3, :3] @ _body_rate(way[3:], rate[3:]))
+
+    def gripper(self, stamp_ns: int) -> float:
+        """Value of the latest waypoint at or before the time: an edge happens at a waypoint, never before it."""
+        i = int(np.searchsorted(self.stamps_ns, stamp_ns, side='right')) - 1
+        return float(self._gripper[max(i, 0)])
+
+
+def _moved(pose: Array, way: Array) -> Array:
+    """Pose (4, 4) moved by a way (6,): position in the base frame, rotation vector in the pose's own."""
+    rotation = pose[:3, :3]
+    if way[3:].any():
+        rotation = rotation @ Rotation.from_rotvec(way[3:]).as_matrix()
+    return poses.pose_from_position_rotation(pose[:3, 3] + way[:3], rotation)
+
+
+def _body_rate(turn: Array, rate: Array) -> Array:
+    """Angular velocity, body frame, of a rotation vector that changes at a rate: J_r(turn) rate, to third order."""
+    once = np.cross(turn, rate)
+    return rate - once / 2 + np.cross(turn, once) / 6

@@ -1,0 +1,215 @@
+"""From chunks to commands: which pose belongs to a time, with a guard or without one.
+
+Without one, a chunk is followed as it was predicted, from its observation's stamp on, and a hold repeats the last
+command. With one, every chunk first becomes a path that begins where and how fast the arm is told to move at that
+moment and keeps all limits; a hold brakes inside them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoupled_policy_ros.errors import InferenceError
+from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime.chunks import NS_PER_S, Chunk
+from decoupled_policy_ros.runtime.guard.guard import Guard, Request, missing_joints
+from decoupled_policy_ros.runtime.guard.verdict import Finding, GuardStatistics, Outcome, Verdict
+from decoupled_policy_ros.runtime.motion import Motion, MotionState, Path
+from decoupled_policy_ros.runtime.stopping import Stop
+
+Array = NDArray[np.float64]
+
+#: A path begins this much after now (s) at least: by then it has been checked. Twice the longest check of late, if that
+#: is longer.
+LEAD_S = 0.01
+#: Tolerance of stamps (ns): those of chunks are rounded.
+ROUNDING_NS = 1000
+
+
+class ChunkRejected(InferenceError):
+    """The guard refuses a chunk; the message says which rule, value and limit."""
+
+
+class Steering(Protocol):
+    """Turns chunks into commands. `plan` may take its time and runs on the worker, the rest under the loop's lock."""
+
+    def plan(self, chunk: Chunk, now_ns: int) -> Path | None:
+        """What will be followed of a chunk.
+
+        Raises:
+            ChunkRejected: nothing will.
+        """
+
+    def adopt(self, chunk: Chunk, path: Path | None) -> bool:
+        """Follow a chunk as planned; False if the plan came too late, and another one is needed."""
+
+    def follow(self, now_ns: int) -> tuple[Array, float]:
+        """Pose (4, 4) and gripper value for a time."""
+
+    def hold(self, now_ns: int) -> Array | None:
+        """Pose (4, 4) for a time at which nothing new is known; None before the first command."""
+
+    def reset(self) -> None:
+        """Forget what was commanded."""
+
+    def values(self) -> dict[str, str]:
+        """What there is to report."""
+
+
+class Direct:
+    """Follows chunks as they were predicted."""
+
+    def __init__(self) -> None:
+        self._chunk: Chunk | None = None
+        self._last: Array | None = None
+
+    def plan(self, chunk: Chunk, now_ns: int) -> None:
+        """Nothing has to be planned."""
+        return None
+
+    def adopt(self, chunk: Chunk, path: Path | None) -> bool:
+        """Follow this chunk."""
+        self._chunk = chunk
+        return True
+
+    def follow(self, now_ns: int) -> tuple[Array, float]:
+        """The chunk at a time; raises ChunkExhausted outside of it."""
+        assert self._chunk is not None
+        self._last, gripper = self._chunk.sample(now_ns)
+        return self._last, gripper
+
+    def hold(self, now_ns: int) -> Array | None:
+        """The last command again."""
+        return self._last
+
+    def reset(self) -> None:
+        """Forget the chunk and the last command."""
+        self._chunk, self._last = None, None
+
+    def values(self) -> dict[str, str]:
+        """Nothing to report."""
+        return {}
+
+
+class Guarded:
+    """Follows what the guard lets through, without a jump from one chunk to the next.
+
+    Args:
+        guard: checks each chunk.
+        kinematics: of the arm, for where it is before the first command.
+        joints: the arm's joint positions (n,) as measured lately; None if nobody knows.
+        lockstep: time waits while a chunk is planned, so that its path begins at the last command.
+    """
+
+    def __init__(
+        self, guard: Guard, kinematics: Kinematics, joints: Callable[[], Array | None], lockstep: bool
+    ):
+        self._guard, self._kinematics, self._joints, self._lockstep = guard, kinematics, joints, lockstep
+        self.statistics = GuardStatistics()
+        self._longest_s = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was commanded: the next path begins where the arm is, at rest."""
+        self._motion: Motion | None = None
+        self._before: Motion | None = None
+        self._last_ns: int | None = None
+
+    def plan(self, chunk: Chunk, now_ns: int) -> Path:
+        """The path from what is commanded then to and along the chunk's waypoints that are still to come.
+
+        Raises:
+            ChunkRejected: the guard refuses it.
+        """
+        begin = time.perf_counter()
+        verdict = self._check(chunk, now_ns)
+        self._longest_s = max(0.9 * self._longest_s, time.perf_counter() - begin)
+        self.statistics.add(verdict)
+        if verdict.path is None:
+            raise ChunkRejected(str(verdict.rejection))
+        return verdict.path
+
+    def adopt(self, chunk: Chunk, path: Path | None) -> bool:
+        """Follow a path from its beginning on; False where a later command has been given already."""
+        assert path is not None
+        if self._last_ns is not None and self._last_ns > path.start_ns:
+            return False
+        self._before, self._motion = self._motion, path
+        return True
+
+    def follow(self, now_ns: int) -> tuple[Array, float]:
+        """Where the path is at a time; the one before it until it begins."""
+        motion = self._at(now_ns)
+        assert motion is not None
+        self._last_ns = now_ns
+        gripper = motion.gripper(now_ns)
+        if gripper is None:  # still braking: nothing was said about the gripper since
+            gripper = 0.0
+        return motion.state(now_ns).pose, gripper
+
+    def hold(self, now_ns: int) -> Array | None:
+        """Brake from what was commanded last, and stay there."""
+        motion = self._motion
+        if motion is None:
+            return None
+        if not isinstance(motion, Stop):
+            since_ns = now_ns if self._last_ns is None else self._last_ns
+            motion = Stop(self._state(since_ns), since_ns, self._guard.stopping)
+            self._motion, self._before = motion, None
+        self._last_ns = now_ns
+        return motion.state(now_ns).pose
+
+    def values(self) -> dict[str, str]:
+        """What the guard has found."""
+        return self.statistics.values() | {'guard_longest_ms': f'{1e3 * self._longest_s:.2f}'}
+
+    def _at(self, stamp_ns: int) -> Motion | None:
+        before = self._before
+        if before is not None and self._motion is not None and stamp_ns < self._motion.start_ns:
+            return before
+        return self._motion
+
+    def _state(self, stamp_ns: int) -> MotionState:
+        motion = self._at(stamp_ns)
+        assert motion is not None
+        return motion.state(stamp_ns)
+
+    def _check(self, chunk: Chunk, now_ns: int) -> Verdict:
+        joints_rad = self._joints()
+        start_ns = self._start_ns(chunk, now_ns)
+        if self._motion is not None:
+            start = self._state(start_ns)
+        elif joints_rad is not None:
+            start = MotionState.at_rest(self._kinematics.forward(joints_rad))
+        else:
+            return Verdict(None, (missing_joints('no joint state yet'),))
+        earliest_ns = start_ns + round(NS_PER_S / chunk.rate_hz) - ROUNDING_NS
+        first = int(np.searchsorted(chunk.stamps_ns, earliest_ns))
+        if first == len(chunk):
+            late_s = (earliest_ns - chunk.end_stamp_ns) / NS_PER_S
+            return Verdict(None, (Finding('passed', Outcome.REJECT, late_s, 0.0, 's'),))
+        return self._guard.check(
+            Request(
+                start,
+                start_ns,
+                chunk.poses_base_ee[first:],
+                chunk.stamps_ns[first:],
+                chunk.gripper[max(first - 1, 0) :] if first else np.append(chunk.gripper[:1], chunk.gripper),
+                joints_rad,
+                max(1, chunk.first + chunk.n_execute - first),
+                first,
+            )
+        )
+
+    def _start_ns(self, chunk: Chunk, now_ns: int) -> int:
+        """Where the path begins: soon, or, where time waits, one waypoint before the next command."""
+        if not self._lockstep:
+            return now_ns + round(max(LEAD_S, 2 * self._longest_s) * NS_PER_S)
+        if self._last_ns is not None:
+            return self._last_ns
+        return now_ns - round(NS_PER_S / chunk.rate_hz)

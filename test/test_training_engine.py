@@ -20,7 +20,7 @@ from decoupled_policy_ros.errors import ConfigError, DatasetError, TrainingError
 from decoupled_policy_ros.policy import load_policy
 from decoupled_policy_ros.policy.checkpoint import read_header
 from decoupled_policy_ros.robot.description import load_robot
-from decoupled_policy_ros.training import processes
+from decoupled_policy_ros.training import memory, processes
 from decoupled_policy_ros.training.config import Optimisation
 from decoupled_policy_ros.training.loop import CHECKPOINT, Trainer
 from decoupled_policy_ros.training.rollout import checkpoint_folder
@@ -243,3 +243,17 @@ def test_a_dataset_that_changed_under_the_same_path_is_noticed(demonstrations, b
     pyarrow.parquet.write_table(table.set_column(column, table.schema.field(column), changed), file)
     with pytest.raises(TrainingError, match=r'data_sha256: .* there, .* here'):
         train_task(config, tmp_path / 'task')
+
+
+def test_pictures_that_do_not_fit_into_memory_are_refused_before_they_are_read(
+    demonstrations, backbone, tmp_path, monkeypatch
+):
+    meminfo = tmp_path / 'meminfo'
+    meminfo.write_text('MemTotal: 4000 kB\nMemAvailable: 1000 kB\n')
+    monkeypatch.setattr(memory, 'MEMINFO', meminfo)
+    config = task_config(demonstrations, backbone, cameras=['wrist'])
+    with pytest.raises(DatasetError, match=r'frames with pictures of 84x84x3 take 0.0 GB of memory, and 0.0 GB'):
+        train_task(config, tmp_path / 'task')
+    meminfo.write_text('MemAvailable: 2000 kB\n')  # 80 frames are 1.7 MB
+    data = test_training.load_demonstrations(config, 16, load_robot('panda_sim'), 20.0)
+    assert data.streams['wrist'].numel() < 2_000_000

@@ -31,6 +31,7 @@ from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.robot.poses import ACTION_DIM
 from decoupled_policy_ros.training.config import MotionSource, Stage1Config, Stage2Config
+from decoupled_policy_ros.training.memory import require_memory
 
 
 @dataclass
@@ -254,8 +255,8 @@ def load_demonstrations(
     """Read the dataset of a Stage 2 configuration.
 
     Raises:
-        DatasetError: no dataset, a camera or column that it lacks, or several instructions for one policy without
-            language.
+        DatasetError: no dataset, a camera or column that it lacks, more pictures than memory holds, or several
+            instructions for one policy without language.
         FingerprintMismatch: its kinematics or rate are not the robot's.
     """
     dataset = open_dataset(config, robot)
@@ -273,6 +274,7 @@ def load_demonstrations(
     instructions = list(dict.fromkeys(said))
     frames = int(dataset.lengths[:n].sum())
     theirs = config.cameras if isinstance(config.cameras, dict) else {name: name for name in config.cameras}
+    require_memory(dataset, frames, theirs.values(), config.image_size)
     streams = {
         name: torch.from_numpy(_images(dataset, camera, n, config.image_size))
         for name, camera in theirs.items()

@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 import test_training
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_training import LOOP, SMALL, losses, task_config
 
 from decoupled_policy_ros.errors import ConfigError, DatasetError, TrainingError
@@ -243,6 +244,13 @@ def test_a_dataset_that_changed_under_the_same_path_is_noticed(demonstrations, b
     pyarrow.parquet.write_table(table.set_column(column, table.schema.field(column), changed), file)
     with pytest.raises(TrainingError, match=r'data_sha256: .* there, .* here'):
         train_task(config, tmp_path / 'task')
+    checkpoint = tmp_path / 'task' / CHECKPOINT  # as it was written before checkpoints knew their data
+    with safe_open(checkpoint, 'pt') as opened:
+        metadata = opened.metadata()
+    identity = json.loads(metadata['identity'])
+    identity.pop('data_sha256')
+    save_file(load_file(checkpoint), checkpoint, metadata | {'identity': json.dumps(identity)})
+    train_task(config, tmp_path / 'task')
 
 
 def test_pictures_that_do_not_fit_into_memory_are_refused_before_they_are_read(
@@ -252,7 +260,9 @@ def test_pictures_that_do_not_fit_into_memory_are_refused_before_they_are_read(
     meminfo.write_text('MemTotal: 4000 kB\nMemAvailable: 1000 kB\n')
     monkeypatch.setattr(memory, 'MEMINFO', meminfo)
     config = task_config(demonstrations, backbone, cameras=['wrist'])
-    with pytest.raises(DatasetError, match=r'frames with pictures of 84x84x3 take 0.0 GB of memory, and 0.0 GB'):
+    with pytest.raises(
+        DatasetError, match=r'frames with pictures of 84x84x3 take 0.0 GB of memory, and 0.0 GB'
+    ):
         train_task(config, tmp_path / 'task')
     meminfo.write_text('MemAvailable: 2000 kB\n')  # 80 frames are 1.7 MB
     data = test_training.load_demonstrations(config, 16, load_robot('panda_sim'), 20.0)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from datetime import timedelta
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.training.config import Optimisation
 
 PROJECT = 'decoupled_policy'
+#: How long the others wait for the first process while it validates.
+PATIENCE = timedelta(hours=12)
 
 
 def require_trackers(config: Optimisation) -> None:
@@ -47,6 +50,7 @@ def accelerator_for(config: Optimisation, folder: Path) -> Accelerator:
         mixed_precision='no',
         log_with=list(config.trackers) or None,
         project_dir=str(folder),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
 
 

@@ -2,7 +2,8 @@
 # make demo     simulator and policy node as separate processes, 10 Lift episodes; out/demo/summary.json and a video
 # make test     all tests; PYTEST_ARGS='-m "not sim"' and the like choose
 # make bench    one policy cycle by stage, beside the same cycle computed naively; recordings made and converted; datasets read and
-#               written, beside LeRobot where LEROBOT_PYTHON names the Python of an environment that has it
+#               written, beside LeRobot where LEROBOT_PYTHON names the Python of an environment that has it; a training step,
+#               beside the paper's public code where PAPER_CODE names a checkout of it
 # make evidence Stack from state: normal, decoupled, random-frozen, three seeds; the table in docs/evidence
 # make lint     ruff and mypy
 #
@@ -16,6 +17,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 LEROBOT_PYTHON ?=
+PAPER_CODE ?=
 
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
@@ -74,6 +76,7 @@ bench: $(READY)
 	@$(BIN)/python bench/recording.py --json out/bench/recording.json
 	@$(BIN)/python bench/conversion.py
 	@$(BIN)/python bench/dataset_reader.py $(if $(LEROBOT_PYTHON),--python $(LEROBOT_PYTHON))
+	@$(BIN)/python bench/training_step.py $(if $(PAPER_CODE),--theirs $(PAPER_CODE))
 
 # Hours on two cores; interrupt it and run it again as you like.
 evidence: $(READY)

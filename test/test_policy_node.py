@@ -116,7 +116,7 @@ def task_folder(tmp_path_factory) -> Path:
 def node(tmp_path_factory, task_folder) -> Iterator[NodeProcess]:
     parameters = {
         'use_sim_time': True, 'lockstep': True, 'task': str(task_folder), 'denoising_steps': STEPS, 'seed': SEED,
-        'threads': 1,
+        'threads': 1, 'guard': False,
     }  # fmt: skip
     log = tmp_path_factory.mktemp('policy_node') / 'policy_node.log'
     with node_process('policy_node', log, parameters) as process:
@@ -458,6 +458,7 @@ def test_in_real_time_commands_interpolate_the_chunks(tmp_path, task_folder):
     """No simulated time: a robot at 20 Hz, commands at 50 Hz, each on the chunk that was current."""
     parameters = {
         'task': str(task_folder), 'control_rate_hz': 50.0, 'autostart': True, 'denoising_steps': STEPS, 'threads': 1,
+        'guard': False,
     }  # fmt: skip
     robot = FakeRobot('live')
     try:

@@ -89,7 +89,13 @@ def test_compressed_pictures_broken_ones_and_none(robot, task_folder, tmp_path):
         camera['compressed'] = True
     file = tmp_path / 'compressed.yaml'
     file.write_text(yaml.safe_dump(description))
-    parameters = {'robot': str(file), 'task': str(task_folder), 'autostart': True, 'denoising_steps': 2}
+    parameters = {
+        'robot': str(file),
+        'task': str(task_folder),
+        'autostart': True,
+        'denoising_steps': 2,
+        'guard': False,
+    }
     with node_process('policy_node', tmp_path / 'policy_node.log', parameters) as process:
         robot.wait_for(lambda: len(robot.received('target_pose')) > 20, 'commands from compressed pictures')
         robot.wait_for_report('streams', DiagnosticStatus.OK, 'receiving')
@@ -120,7 +126,7 @@ def test_compressed_pictures_broken_ones_and_none(robot, task_folder, tmp_path):
 
 
 def test_after_a_failure_enable_says_what_to_do(rclpy_context, task_folder):
-    overrides = {'task': str(task_folder), 'denoising_steps': 2}
+    overrides = {'task': str(task_folder), 'denoising_steps': 2, 'guard': False}
     node = PolicyNode(
         context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
     )

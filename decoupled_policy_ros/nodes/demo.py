@@ -51,6 +51,7 @@ def run_demo(
     sim: str = 'lift',
     seed: int = 0,
     max_s: float | None = None,
+    guard: bool = True,
 ) -> dict[str, Any]:
     """Run episodes and leave summary.json, demo.mp4, demo.png and the nodes' logs in `out`.
 
@@ -61,6 +62,7 @@ def run_demo(
         sim: the simulated task, lift or stack.
         seed: the first scene is that of seed + 1; each further episode adds one.
         max_s: simulated seconds after which an episode has failed; the task's own by default.
+        guard: whether chunks go through the guard.
 
     Returns:
         What is in summary.json.
@@ -76,7 +78,7 @@ def run_demo(
     domain = _free_domain()
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)  # where PyPI's ROS 2 wheels look for themselves
-    commands = {SIMULATOR: _simulator(sim, seed), POLICY: _policy(task)}
+    commands = {SIMULATOR: _simulator(sim, seed), POLICY: _policy(task, guard)}
     with _processes(commands, out, domain) as processes, _context(domain) as context:
         client = DemoClient(robot, context, processes.check)
         with console.status('starting simulator and policy'):
@@ -264,8 +266,9 @@ def _simulator(task: str, seed: int) -> list[str]:
     )
 
 
-def _policy(task: str) -> list[str]:
-    return _command(POLICY, task=f"'{task}'", use_sim_time='true', lockstep='true', enabled='false')
+def _policy(task: str, guard: bool) -> list[str]:
+    options = {'use_sim_time': 'true', 'lockstep': 'true', 'enabled': 'false', 'guard': str(guard).lower()}
+    return _command(POLICY, task=f"'{task}'", **options)
 
 
 def _command(node: str, **parameters: object) -> list[str]:

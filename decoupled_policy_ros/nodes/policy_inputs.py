@@ -15,6 +15,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from decoupled_policy_ros.errors import MessageError
+from decoupled_policy_ros.nodes.joint_states import JointStates
 from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.observation.sources import (
     COMPRESSED_IMAGE_TYPE,
@@ -78,6 +79,7 @@ class Inputs:
         contract: gives the streams.
         qos: of every subscription.
         notify: called when a stream has a new sample.
+        joints: also given every joint state, before the stream that is made of it.
 
     Raises:
         ConfigError: the contract has a stream that this robot has no topic for, or of another size.
@@ -90,8 +92,9 @@ class Inputs:
         contract: ObservationContract,
         qos: QoSProfile,
         notify: Callable[[], None],
+        joints: JointStates | None = None,
     ):
-        self._node, self._notify = node, notify
+        self._node, self._notify, self._joints = node, notify, joints
         self.streams = {name: Stream(source) for name, source in stream_sources(robot, contract).items()}
         self._subscriptions = [
             node.create_subscription(
@@ -99,6 +102,8 @@ class Inputs:
             )
             for stream in self.streams.values()
         ]
+        if joints is not None and not any(self._is_joints(stream) for stream in self.streams.values()):
+            joints.subscribe(node, qos)
 
     @property
     def buffers(self) -> dict[str, StreamBuffer]:
@@ -109,6 +114,8 @@ class Inputs:
         """Forget every sample."""
         for stream in self.streams.values():
             stream.buffer.clear()
+        if self._joints is not None:
+            self._joints.clear()
 
     def status(self, name: str, now_ns: int, observed_ages_s: dict[str, float]) -> DiagnosticStatus:
         """Rate, age and refusals of each stream, and the age with which it last entered a chunk."""
@@ -142,6 +149,12 @@ class Inputs:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
+        if self._joints is not None:
+            self._joints.close()
+
+    @staticmethod
+    def _is_joints(stream: Stream) -> bool:
+        return stream.source.message_type == JOINT_STATE_TYPE
 
     def explain(self, name: str) -> str:
         """What was wrong with the last message of a stream; empty if nothing was, or it is long ago."""
@@ -152,6 +165,8 @@ class Inputs:
 
     def _take(self, stream: Stream, message: Any) -> None:
         stream.arrivals.append(time.monotonic())
+        if self._joints is not None and self._is_joints(stream):
+            self._joints.take(message)
         try:
             taken = stream.source.take(message)
         except MessageError as error:

@@ -37,7 +37,7 @@ from decoupled_policy_ros.nodes.common import (
 )
 from decoupled_policy_ros.nodes.policy_inputs import Inputs
 from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs, status_message
-from decoupled_policy_ros.nodes.policy_settings import PolicySettings
+from decoupled_policy_ros.nodes.policy_settings import PolicySettings, policy_steering
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.runtime.loop import PolicyLoop
 from decoupled_policy_ros.runtime.states import LoopSettings
@@ -120,8 +120,9 @@ class PolicyNode(LifecycleNode):
         engine.warm_up()
         self.instruction = engine.instruction
         self.outputs = PolicyOutputs(self, robot, self._status)
+        steering, joints = policy_steering(robot, settings)
         qos = STATE if settings.lockstep else SENSOR  # a lost picture would make a simulator wait in vain
-        self.inputs = Inputs(self, robot, policy.contract, qos, self._on_observed)
+        self.inputs = Inputs(self, robot, policy.contract, qos, self._on_observed, joints)
         self.loop = PolicyLoop(
             engine,
             Sampler(policy.contract, self.inputs.buffers),
@@ -132,6 +133,7 @@ class PolicyNode(LifecycleNode):
             ),
             self.inputs.explain,
             self._on_failure,
+            steering,
         )
         self._say_state('inactive')
         self.get_logger().info(

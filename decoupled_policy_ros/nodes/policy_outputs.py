@@ -70,8 +70,8 @@ class PolicyOutputs:
         path.header.frame_id = self._robot.base_frame
         path.header.stamp = time_message(chunk.observation_stamp_ns)
         path.poses = [
-            pose_stamped(chunk.poses_base_ee[i], self._robot.base_frame, chunk.stamp_ns(i))
-            for i in range(chunk.first, len(chunk))
+            pose_stamped(chunk.poses_base_ee[i], self._robot.base_frame, chunk.stamps_ns[i])
+            for i in chunk.ahead()
         ]
         self._path.publish(path)
 
@@ -94,8 +94,8 @@ def trajectory_message(chunk: Chunk, robot: RobotDescription) -> MultiDOFJointTr
     message = MultiDOFJointTrajectory(joint_names=[robot.ee_frame])
     message.header.frame_id = robot.base_frame
     message.header.stamp = time_message(chunk.observation_stamp_ns)
-    for i in range(chunk.first, len(chunk)):
-        since_ns = chunk.stamp_ns(i) - chunk.observation_stamp_ns
+    for i in chunk.ahead():
+        since_ns = chunk.stamps_ns[i] - chunk.observation_stamp_ns
         point = MultiDOFJointTrajectoryPoint(transforms=[transform_message(chunk.poses_base_ee[i])])
         point.time_from_start = DurationMessage(sec=since_ns // NS_PER_S, nanosec=since_ns % NS_PER_S)
         message.points.append(point)

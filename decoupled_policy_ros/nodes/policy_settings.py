@@ -6,6 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from decoupled_policy_ros.nodes.common import parameter
+from decoupled_policy_ros.nodes.joint_states import JointStates
+from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime.guard.guard import Guard
+from decoupled_policy_ros.runtime.guard.settings import GuardSettings, read_guard_settings
+from decoupled_policy_ros.runtime.steering import Direct, Guarded, Steering
 
 #: A parameter that configure reads; it can be set while the node is unconfigured.
 _parameter = partial(parameter, read_only=False)
@@ -42,6 +48,11 @@ class PolicySettings:
         'half width of the dead band around half open, in [-1 open, +1 closed]',
         floating=(0.0, 0.9),
     )
+    guard: bool = _parameter(
+        True,
+        'check every chunk against the limits of the robot, slow it down or refuse it, see docs/safety.md',
+    )
+    guard_file: str = _parameter('', "YAML file with the guard's settings; empty: its defaults")
     enabled: bool = _parameter(True, 'command right after activation; otherwise ~/enable is waited for')
     robot_description_timeout_s: float = _parameter(
         3.0,
@@ -49,3 +60,16 @@ class PolicySettings:
         floating=(0.0, 60.0),
     )
     autostart: bool = parameter(False, 'configure and activate without being asked')
+
+
+def policy_steering(robot: RobotDescription, settings: PolicySettings) -> tuple[Steering, JointStates | None]:
+    """What turns chunks into commands, and where it is to be told of joint states.
+
+    Raises:
+        ConfigError: the guard's file is not readable, or has a value that is out of range.
+    """
+    if not settings.guard:
+        return Direct(), None
+    checks = read_guard_settings(settings.guard_file) if settings.guard_file else GuardSettings()
+    joints = JointStates(robot, checks.joint_state_max_age_s)
+    return Guarded(Guard(robot, checks), Kinematics(robot), joints, settings.lockstep), joints

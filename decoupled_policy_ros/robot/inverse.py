@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pinocchio as pin
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dposv
 
 from decoupled_policy_ros.robot.description import RobotDescription
 
@@ -20,6 +21,7 @@ MAX_STEPS = 40
 MAX_STEP_RAD = 0.4
 #: Damping for each metre or radian of error: none at the solution, so that the last steps are Newton's.
 DAMPING = 0.05
+_EYE = np.eye(6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,7 @@ class InverseKinematics:
                 stuck += 1
             if best is None or size < best.error:
                 best = Solution(q, size, jacobian, ~free)
-            if size <= 0.1 * TOLERANCE or stuck > 6:
+            if size <= TOLERANCE or stuck > 6:
                 break
             q, free = self._step(q, error, jacobian, free)
         assert best is not None
@@ -99,7 +101,9 @@ class InverseKinematics:
     def _linearise(self, q: Array, target: pin.SE3) -> tuple[Array, Array]:
         chain = self._chain
         self._tangent[chain.velocity_index] = q
-        configuration = pin.integrate(chain.model, self._neutral, self._tangent)
+        configuration = self._tangent
+        if chain.model.nq != chain.model.nv:  # Pinocchio stores continuous joints as cosine and sine
+            configuration = pin.integrate(chain.model, self._neutral, self._tangent)
         pin.computeJointJacobians(chain.model, self._data, configuration)
         local = pin.getJointJacobian(chain.model, self._data, chain.ee_joint, pin.ReferenceFrame.LOCAL)
         pose = self._data.oMi[chain.ee_joint] * self._tool
@@ -113,7 +117,7 @@ class InverseKinematics:
         free = np.ones_like(free)
         for _ in range(3):
             J = jacobian if free.all() else jacobian * free
-            step = J.T @ np.linalg.solve(J @ J.T + damping * np.eye(6), error)
+            step = J.T @ dposv(J @ J.T + damping * _EYE, error)[1]
             largest = np.abs(step).max()
             if largest > MAX_STEP_RAD:
                 step *= MAX_STEP_RAD / largest

@@ -13,6 +13,7 @@ the time in which the next chunk is computed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,8 +91,18 @@ class Chunk:
         return len(self.gripper)
 
     def stamp_ns(self, index: int) -> int:
-        """Absolute stamp of a waypoint."""
+        """Absolute stamp of a waypoint as it was predicted."""
         return self.observation_stamp_ns + round((index - self.first) * NS_PER_S / self.rate_hz)
+
+    def retimed(self, poses_base_ee: Array, gripper: Array, stamps_ns: Sequence[int]) -> Chunk:
+        """This chunk with other waypoints (n, 4, 4), gripper values (n,) and stamps (n,), due as before."""
+        chunk = copy(self)
+        chunk.poses_base_ee, chunk.gripper, chunk.stamps_ns = poses_base_ee, gripper, list(stamps_ns)
+        return chunk
+
+    def ahead(self) -> range:
+        """Indices of the waypoints that are not before the observation."""
+        return range(int(np.searchsorted(self.stamps_ns, self.observation_stamp_ns)), len(self))
 
     @property
     def replan_stamp_ns(self) -> int:

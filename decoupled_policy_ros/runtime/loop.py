@@ -233,17 +233,17 @@ class PolicyLoop:
         so_far_ms = timings_ms['sample'] + timings_ms['total']
         for _ in range(PLANS):
             start = time.perf_counter()
-            path = self._steering.plan(chunk, self._now_ns())
+            plan = self._steering.plan(chunk, self._now_ns())
             guard_ms = 1e3 * (time.perf_counter() - start)
             timings_ms |= {'guard': guard_ms, 'total': so_far_ms + guard_ms}
             with self._lock:
                 if generation != self._generation or not self._running:
                     return True
-                if not self._steering.adopt(chunk, path):
+                if not self._steering.adopt(plan):
                     continue
                 self._chunk, self._refusal = chunk, None
                 self.statistics.add_cycle(timings_ms, ages_s)
-                self._outputs.publish_chunk(chunk)
+                self._outputs.publish_chunk(plan.chunk)
                 self._ticked.notify()
                 return True
         raise ChunkRejected(f'commands were ahead of the chunk {PLANS} times: planning takes too long')

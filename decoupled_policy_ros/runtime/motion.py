@@ -109,7 +109,7 @@ class Path:
         corners_s: Array | None = None,
         time_scale: float = 1.0,
     ):
-        self._start, self._gripper, self.time_scale = start, gripper, time_scale
+        self._start, self.gripper_values, self.time_scale = start, gripper, time_scale
         self.poses_base_ee, self.stamps_ns = poses_base_ee, stamps_ns
         self.start_ns, last_ns = stamps_ns[0], stamps_ns[-1]
         times_s = (np.array(stamps_ns, np.int64) - self.start_ns) / NS_PER_S
@@ -153,7 +153,7 @@ class Path:
     def gripper(self, stamp_ns: int) -> float:
         """Value of the latest waypoint at or before the time: an edge happens at a waypoint, never before it."""
         i = int(np.searchsorted(self.stamps_ns, stamp_ns, side='right')) - 1
-        return float(self._gripper[max(i, 0)])
+        return float(self.gripper_values[max(i, 0)])
 
 
 def _moved(pose: Array, way: Array) -> Array:

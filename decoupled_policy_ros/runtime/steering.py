@@ -8,7 +8,7 @@ moment and keeps all limits; a hold brakes inside them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -35,17 +35,30 @@ class ChunkRejected(InferenceError):
     """The guard refuses a chunk; the message says which rule, value and limit."""
 
 
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What will be followed: waypoints with their stamps, and the path along them where there is a guard."""
+
+    chunk: Chunk
+    path: Path | None = None
+
+    @property
+    def time_scale(self) -> float:
+        """By how much its slowest part is slower than it was predicted."""
+        return 1.0 if self.path is None else self.path.time_scale
+
+
 class Steering(Protocol):
     """Turns chunks into commands. `plan` may take its time and runs on the worker, the rest under the loop's lock."""
 
-    def plan(self, chunk: Chunk, now_ns: int) -> Path | None:
+    def plan(self, chunk: Chunk, now_ns: int) -> Plan:
         """What will be followed of a chunk.
 
         Raises:
             ChunkRejected: nothing will.
         """
 
-    def adopt(self, chunk: Chunk, path: Path | None) -> bool:
+    def adopt(self, plan: Plan) -> bool:
         """Follow a chunk as planned; False if the plan came too late, and another one is needed."""
 
     def follow(self, now_ns: int) -> tuple[Array, float]:
@@ -61,6 +74,16 @@ class Steering(Protocol):
         """What there is to report."""
 
 
+class Joints(Protocol):
+    """Where the arm's joints are."""
+
+    def positions(self, now_ns: int) -> Array | None:
+        """Joint positions (n,) of a time, rad; None if nobody knows."""
+
+    def why_not(self, now_ns: int) -> str:
+        """Why nobody knows."""
+
+
 class Direct:
     """Follows chunks as they were predicted."""
 
@@ -68,13 +91,13 @@ class Direct:
         self._chunk: Chunk | None = None
         self._last: Array | None = None
 
-    def plan(self, chunk: Chunk, now_ns: int) -> None:
-        """Nothing has to be planned."""
-        return None
+    def plan(self, chunk: Chunk, now_ns: int) -> Plan:
+        """The chunk as it is."""
+        return Plan(chunk)
 
-    def adopt(self, chunk: Chunk, path: Path | None) -> bool:
+    def adopt(self, plan: Plan) -> bool:
         """Follow this chunk."""
-        self._chunk = chunk
+        self._chunk = plan.chunk
         return True
 
     def follow(self, now_ns: int) -> tuple[Array, float]:
@@ -102,13 +125,11 @@ class Guarded:
     Args:
         guard: checks each chunk.
         kinematics: of the arm, for where it is before the first command.
-        joints: the arm's joint positions (n,) as measured lately; None if nobody knows.
+        joints: where the arm is.
         lockstep: time waits while a chunk is planned, so that its path begins at the last command.
     """
 
-    def __init__(
-        self, guard: Guard, kinematics: Kinematics, joints: Callable[[], Array | None], lockstep: bool
-    ):
+    def __init__(self, guard: Guard, kinematics: Kinematics, joints: Joints, lockstep: bool):
         self._guard, self._kinematics, self._joints, self._lockstep = guard, kinematics, joints, lockstep
         self.statistics = GuardStatistics()
         self._longest_s = 0.0
@@ -120,7 +141,7 @@ class Guarded:
         self._before: Motion | None = None
         self._last_ns: int | None = None
 
-    def plan(self, chunk: Chunk, now_ns: int) -> Path:
+    def plan(self, chunk: Chunk, now_ns: int) -> Plan:
         """The path from what is commanded then to and along the chunk's waypoints that are still to come.
 
         Raises:
@@ -132,10 +153,12 @@ class Guarded:
         self.statistics.add(verdict)
         if verdict.path is None:
             raise ChunkRejected(str(verdict.rejection))
-        return verdict.path
+        path = verdict.path
+        return Plan(chunk.retimed(path.poses_base_ee, path.gripper_values[1:], path.stamps_ns[1:]), path)
 
-    def adopt(self, chunk: Chunk, path: Path | None) -> bool:
+    def adopt(self, plan: Plan) -> bool:
         """Follow a path from its beginning on; False where a later command has been given already."""
+        path = plan.path
         assert path is not None
         if self._last_ns is not None and self._last_ns > path.start_ns:
             return False
@@ -180,14 +203,14 @@ class Guarded:
         return motion.state(stamp_ns)
 
     def _check(self, chunk: Chunk, now_ns: int) -> Verdict:
-        joints_rad = self._joints()
+        joints_rad = self._joints.positions(now_ns)
+        if joints_rad is None and (self._motion is None or self._guard.settings.needs_joints):
+            return Verdict(None, (missing_joints(self._joints.why_not(now_ns)),))
         start_ns = self._start_ns(chunk, now_ns)
-        if self._motion is not None:
-            start = self._state(start_ns)
-        elif joints_rad is not None:
-            start = MotionState.at_rest(self._kinematics.forward(joints_rad))
+        if self._motion is None:
+            start = MotionState.at_rest(self._kinematics.forward(joints_rad))  # type: ignore[arg-type]
         else:
-            return Verdict(None, (missing_joints('no joint state yet'),))
+            start = self._state(start_ns)
         earliest_ns = start_ns + round(NS_PER_S / chunk.rate_hz) - ROUNDING_NS
         first = int(np.searchsorted(chunk.stamps_ns, earliest_ns))
         if first == len(chunk):

@@ -87,11 +87,10 @@ class Scene:
         self.sim, self.contract, self.n_execute = sim, contract, n_execute
         kinematics = Kinematics(sim.robot)
         self.proprioception = Proprioception(sim.robot, kinematics)
-        arm = slice(0, len(sim.robot.joint_names))
         self.steering: Steering = Direct()
         if guard is not None:
             checks = Guard(sim.robot, guard)
-            self.steering = Guarded(checks, kinematics, lambda: sim.joint_positions[arm], lockstep=True)
+            self.steering = Guarded(checks, kinematics, _Joints(sim), lockstep=True)
         self.buffers = {name: StreamBuffer(2 * contract.n_obs_steps) for name in contract.names}
         self.sampler = Sampler(contract, self.buffers)
         for stream in contract.streams:
@@ -174,11 +173,11 @@ class Scene:
         contract = self.contract
         chunk = Chunk(actions, stamp_ns, contract.rate_hz, contract.n_obs_steps, self.n_execute)
         try:
-            path = self.steering.plan(chunk, self.sim.stamp_ns)
+            plan = self.steering.plan(chunk, self.sim.stamp_ns)
         except ChunkRejected:
             return None, 1.0
-        self.steering.adopt(chunk, path)
-        return chunk, 1.0 if path is None else path.time_scale
+        self.steering.adopt(plan)
+        return chunk, plan.time_scale
 
     def _command(self, chunk: Chunk | None) -> tuple[NDArray[np.float64], float]:
         """Pose (4, 4) and gripper value of now; without a chunk the arm comes to rest, and the gripper stays."""
@@ -209,3 +208,16 @@ class Scene:
         if name != 'object_state':
             raise ConfigError(f'the simulator does not measure the vector {name!r}; valid: object_state')
         return self.sim.object_state
+
+
+class _Joints:
+    """Where a simulated arm's joints are: always known."""
+
+    def __init__(self, sim: SimRobot):
+        self._sim, self._n = sim, len(sim.robot.joint_names)
+
+    def positions(self, now_ns: int) -> NDArray[np.float64]:
+        return self._sim.joint_positions[: self._n]
+
+    def why_not(self, now_ns: int) -> str:
+        return ''

@@ -250,7 +250,7 @@ def well_formed(poses_base_ee: ArrayLike, first: int = 0) -> Finding | None:
 
 def missing_joints(why: str) -> Finding:
     """There are no joint positions to start from."""
-    return Finding('joint_state', Outcome.REJECT, float('nan'), 0.0, detail=why)
+    return Finding('joint_state', Outcome.REJECT, detail=why)
 
 
 def _too_slow(findings: Sequence[Finding], largest: float) -> Finding:
@@ -258,6 +258,6 @@ def _too_slow(findings: Sequence[Finding], largest: float) -> Finding:
     scaled = [f for f in findings if f.outcome is Outcome.TIME_SCALE and f.rule.rpartition('_')[2] in ORDERS]
     if not scaled:
         return Finding('linear_velocity', Outcome.REJECT, float('inf'), largest, 'times slower')
-    worst = max(scaled, key=lambda f: f.value / f.limit)
+    worst = max(scaled, key=lambda f: (f.value or 0.0) / (f.limit or 1.0))
     detail = f'a motion that {largest:g} times slower would not keep it either'
     return Finding(worst.rule, Outcome.REJECT, worst.value, worst.limit, worst.unit, worst.waypoint, detail)

@@ -59,6 +59,7 @@ class GuardSettings:
             in proportion.
         singularity_floor: below which it is rejected, unless it leads away from the singularity.
         collision_margin_m: distance that the arm's links keep from each other and from boxes.
+        joint_state_max_age_s: where the joints were longer ago is no longer known.
         boxes: what the arm must not enter, apart from the robot's own boxes.
         workspace_m: (2, 3) corners that replace the robot's.
         overrides: limits that replace the robot's, by their names in its file.
@@ -68,11 +69,12 @@ class GuardSettings:
     limit_scale: float = 1.0
     max_time_scale: float = 10.0
     join_m: float = 0.15
-    join_rad: float = 0.8
-    continuity_rad: float = 0.5
+    join_rad: float = 1.0
+    continuity_rad: float = 1.0
     singularity_slow: float = 0.03
     singularity_floor: float = 0.003
     collision_margin_m: float = 0.005
+    joint_state_max_age_s: float = 0.2
     boxes: tuple[Box, ...] = ()
     workspace_m: Array | None = None
     overrides: Mapping[str, Any] | None = None
@@ -83,7 +85,7 @@ class GuardSettings:
             raise ConfigError(f'guard: no rule {", ".join(unknown)} to leave out; rules: {", ".join(RULES)}')
         self._require('limit_scale', 0.0 < self.limit_scale <= 1.0, 'in (0, 1]')
         self._require('max_time_scale', self.max_time_scale >= 1.0, 'at least 1')
-        for name in ('join_m', 'join_rad', 'continuity_rad', 'singularity_slow'):
+        for name in ('join_m', 'join_rad', 'continuity_rad', 'singularity_slow', 'joint_state_max_age_s'):
             self._require(name, getattr(self, name) > 0.0, 'positive')
         self._require(
             'singularity_floor',

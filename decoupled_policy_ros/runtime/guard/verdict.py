@@ -30,20 +30,22 @@ class Finding:
     Attributes:
         rule: its name, one of `settings.RULES`.
         outcome: what was done about it.
-        value, limit: what was found and what would have been valid, in `unit`.
+        value, limit: what was found and what would have been valid, in `unit`; None where that is no number.
         waypoint: index in the chunk; None where the motion as a whole is meant.
         detail: which joint, links or box.
     """
 
     rule: str
     outcome: Outcome
-    value: float
-    limit: float
+    value: float | None = None
+    limit: float | None = None
     unit: str = ''
     waypoint: int | None = None
     detail: str = ''
 
     def __str__(self) -> str:
+        if self.value is None or self.limit is None:
+            return f'{self.rule}: {self.detail} ({self.outcome.value})'
         where = '' if self.waypoint is None else f' at waypoint {self.waypoint}'
         what = f' of {self.detail}' if self.detail else ''
         unit = f' {self.unit}' if self.unit else ''

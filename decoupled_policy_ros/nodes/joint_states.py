@@ -1,0 +1,73 @@
+"""Where the joints are, for the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import JointState
+
+from decoupled_policy_ros.errors import MessageError
+from decoupled_policy_ros.observation.messages import joint_positions_from_message, stamp_ns
+from decoupled_policy_ros.observation.streams import StreamBuffer
+from decoupled_policy_ros.robot.description import RobotDescription
+
+
+class JointStates:
+    """The arm's latest joint positions, by name, with their age.
+
+    Args:
+        robot: gives names, and the topic for `subscribe`.
+        max_age_s: older ones, by their own stamps, are no longer known.
+    """
+
+    def __init__(self, robot: RobotDescription, max_age_s: float):
+        self._robot, self._max_age_ns = robot, round(max_age_s * 1e9)
+        self._buffer = StreamBuffer(64)
+        self._refusal = ''
+        self._close: Callable[[], object] = lambda: None
+
+    def subscribe(self, node: Node, qos: QoSProfile) -> None:
+        """Listen to the robot's joint states, where nobody else hands them over."""
+        subscription = node.create_subscription(
+            JointState, self._robot.topics['joint_states'], self.take, qos
+        )
+        self._close = lambda: node.destroy_subscription(subscription)
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        self._close()
+        self._close = lambda: None
+
+    def take(self, message: JointState) -> None:
+        """Remember a message; one that lacks a joint, a stamp or a finite position is left out."""
+        try:
+            positions_rad = joint_positions_from_message(message, self._robot.joint_names)
+            self._buffer.push(stamp_ns(message.header.stamp), positions_rad)
+            self._refusal = ''
+        except MessageError as error:
+            self._refusal = str(error)
+
+    def clear(self) -> None:
+        """Forget every message, as after a jump of the clock."""
+        self._buffer.clear()
+
+    def positions(self, now_ns: int) -> NDArray[np.float64] | None:
+        """Joint positions (n,) of a time, rad; None if there are none that are young enough."""
+        latest = self._buffer.at_or_before(now_ns)
+        if latest is None or now_ns - latest[0] > self._max_age_ns:
+            return None
+        return np.asarray(latest[1], float)
+
+    def why_not(self, now_ns: int) -> str:
+        """Why there are no joint positions of a time."""
+        latest_ns = self._buffer.latest_stamp_ns
+        if self._refusal:
+            return f'joint state refused: {self._refusal}'
+        if latest_ns is None:
+            return f'no joint state on {self._robot.topics["joint_states"]}'
+        limit_s = self._max_age_ns * 1e-9
+        return f'the joint state is {(now_ns - latest_ns) * 1e-9:.3f} s old, limit {limit_s:g} s'

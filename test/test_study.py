@@ -118,6 +118,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capfd):
     assert {place.recipe: cell.done for place, cell in cells.items()} == {'wrong': False, 'random': True}
     printed = capfd.readouterr().out
     assert 'failed: dp_mlp-' in printed and 'missing' in printed
+    again = run_studies([study], tmp_path / 'out', workers=0)['small']
+    assert '2 of 4 runs are done' in capfd.readouterr().out and again == cells  # and nothing was tried
     text = write_results(study, cells, tmp_path / 'results')
     assert '| lift | DP-MLP | wrong | - | - |' in text and '| lift | DP-MLP | random | 0.0' in text
 

@@ -36,7 +36,7 @@ def run_studies(
     Args:
         out: folder of all runs.
         seeds: only these.
-        workers: processes; each trains and evaluates on one thread.
+        workers: processes; each trains and evaluates on one thread. 0 runs nothing.
 
     Returns:
         The cells of each study by its name; those that failed are not done.
@@ -54,12 +54,13 @@ def run_studies(
             needed, placed = plan(study, out, seed)
             jobs.update({job.folder: job for job in needed if job.folder not in jobs})
             cells[study.name].update(placed)
-    _require_data(list(jobs.values()))
-    if workers < 1:
-        raise ConfigError(f'workers must be at least 1, got {workers}')
+    if workers < 0:
+        raise ConfigError(f'workers must be at least 0, got {workers}')
+    if workers:
+        _require_data(list(jobs.values()))
     waiting = [job for job in jobs.values() if not job.done]
     _say(f'{len(jobs) - len(waiting)} of {len(jobs)} runs are done')
-    if waiting:
+    if waiting and workers:
         context = multiprocessing.get_context('spawn')
         processes = [context.Process(target=_work, args=(waiting, out)) for _ in range(workers)]
         for process in processes:

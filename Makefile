@@ -4,7 +4,7 @@
 # make bench    one policy cycle by stage, beside the same cycle computed naively; recordings made and converted; datasets read and
 #               written, beside LeRobot where LEROBOT_PYTHON names the Python of an environment that has it; a training step,
 #               beside the paper's public code where PAPER_CODE names a checkout of it
-# make evidence Stack from state: normal, decoupled, random-frozen, three seeds; the table in docs/evidence
+# make evidence all studies of config/studies, and their tables in docs/evidence.md; a night on one core, resumable
 # make lint     ruff and mypy
 #
 # Where a ROS 2 is sourced and PYTHON imports its rclpy, .venv is laid over it and no ROS wheels are installed.
@@ -80,8 +80,7 @@ bench: $(READY)
 
 # Hours on two cores; interrupt it and run it again as you like.
 evidence: $(READY)
-	@test -d out/demos/stack || $(BIN)/decoupled-policy demos --task stack --episodes 200 --out out/demos/stack
-	@$(BIN)/python bench/stack_evidence.py
+	@$(BIN)/decoupled-policy study config/studies/*.yaml --out out/studies --results docs/evidence --document docs/evidence.md
 
 lint: $(READY)
 	@$(BIN)/ruff check .

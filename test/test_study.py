@@ -150,6 +150,17 @@ def test_a_wrong_study_is_refused_before_anything_runs(changes, message, tmp_pat
     assert not (tmp_path / 'out').exists()
 
 
+def test_motion_for_stage_1_is_made_before_the_backbone_that_reads_it(tmp_path):
+    other = tmp_path / 'other'
+    recipes = {'other': {'train': 'decoupled', 'stage1': {'sources': [{'demonstrations': str(other)}]}}}
+    motions = {str(other): {'task': 'stack', 'robot': 'ur5e_sim', 'episodes': 2}}
+    config = study_file(tmp_path / 'a.yaml', tmp_path / 'demos', recipes=recipes, motions=motions, seeds=[0])
+    jobs, _ = plan(load_study(config), tmp_path / 'out')
+    assert [type(job) for job in jobs] == [DemonstrationsJob, DemonstrationsJob, Stage1Job, Cell]
+    assert (jobs[0].folder, jobs[0].task, jobs[0].robot, jobs[0].episodes) == (other, 'stack', 'ur5e_sim', 2)
+    assert jobs[2].inputs == (other,)
+
+
 def test_a_finished_backbone_can_be_named(tmp_path):
     given = {'dp_mlp_panda': {'stage2': {'backbone': 'dp_mlp_panda'}}}
     recipes = {'decoupled': {'train': 'decoupled'}}

@@ -48,6 +48,14 @@ class StudyTask(Choice):
     words: dict[str, str] = {}
 
 
+class StudyMotion(_Strict):
+    """Motion for Stage 1 that no task of the study is trained on: so many demonstrations, by the scripted expert."""
+
+    task: str
+    robot: str = 'panda_sim'
+    episodes: PositiveInt
+
+
 class StudyBackbone(Choice):
     """A backbone and how it is conditioned; the sections of a training configuration."""
 
@@ -91,11 +99,13 @@ class StudyConfig(_Strict):
     Attributes:
         name: of the tables and of the study's files.
         title: above the table.
+        motions: folder -> demonstrations that are made where they are missing, for sources of Stage 1.
         stage1, stage2: what all training configurations have in common; see config/training.
     """
 
     name: str = Field(pattern=r'^[A-Za-z0-9_-]+$')
     title: str
+    motions: dict[Path, StudyMotion] = {}
     tasks: dict[str, StudyTask] = Field(min_length=1)
     backbones: dict[str, StudyBackbone] = Field(min_length=1)
     recipes: dict[str, Recipe] = Field(min_length=1)

@@ -42,7 +42,7 @@ class DemonstrationsJob:
     task: str
     episodes: int
     robot: str
-    images: bool
+    images: bool = False
     inputs: tuple[Path, ...] = ()
 
     @property
@@ -168,7 +168,10 @@ def plan(
     Raises:
         ConfigError: a configuration that can't be trained; the place in the grid is named.
     """
-    jobs: dict[Path, Job] = {}
+    jobs: dict[Path, Job] = {
+        folder: DemonstrationsJob(folder, motion.task, motion.episodes, motion.robot)
+        for folder, motion in study.motions.items()
+    }
     cells: dict[Place, Cell] = {}
     for seed in seeds or study.seeds:
         for task_name, task in study.tasks.items():

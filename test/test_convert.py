@@ -4,7 +4,6 @@ import fcntl
 import io
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from bag_files import (
     target_pose,
     write_bag,
 )
+from ray_cluster import ray_cluster
 from rich.console import Console
 from test_convert_streams import CONTRACT, latest
 
@@ -420,38 +420,15 @@ def test_a_ray_cluster_gives_the_same_dataset(tmp_path):
     pytest.importorskip('ray')
     good = write_bag(tmp_path / 'good', Arm(seconds=1.5).messages())
     bad = write_bag(tmp_path / 'bad', Arm(seconds=1.0, keep=lambda t, _: t != '/joint_states').messages())
-    script = tmp_path / 'head.py'
-    script.write_text(
-        'import sys, ray\n'
-        'ray.init(num_cpus=1, object_store_memory=100_000_000, include_dashboard=False)\n'
-        "print('address', ray.get_runtime_context().gcs_address, flush=True)\n"
-        'sys.stdin.read()\n'
-    )
-    # A cluster of this test's own, with a token of its own: newer versions ask for one.
-    token = {'RAY_AUTH_MODE': 'token', 'RAY_AUTH_TOKEN': secrets.token_hex(32)}
-    environment = {**os.environ, 'RAY_USAGE_STATS_ENABLED': '0', **token}
-    head = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
-    try:
-        address = next(line.split()[1] for line in head.stdout if line.startswith('address'))
-        options = ['--ray', address, '--skip-bad']
+    with ray_cluster() as (address, environment):
         clustered = subprocess.run(
-            command([good, bad], tmp_path / 'clustered', *options),
+            command([good, bad], tmp_path / 'clustered', '--ray', address, '--skip-bad'),
             capture_output=True,
             text=True,
             env=environment,
         )
         assert clustered.returncode == 0, clustered.stderr
         assert 'bad has no topic /joint_states' in ' '.join(clustered.stdout.split())
-    finally:
-        head.stdin.close()
-        head.stdout.close()
-        head.wait(60)
     convert([good], tmp_path / 'alone', replace(SETTINGS, contract=None, size=(24, 32)), workers=1)
     one, other = Dataset.open(tmp_path / 'clustered'), Dataset.open(tmp_path / 'alone')
     for name in ('action', 'observation.proprioception'):

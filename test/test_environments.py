@@ -294,16 +294,43 @@ def test_best_weights_are_a_folder_of_their_own(small_policy_folders):
 # Benchmarks
 
 
-def test_names_horizons_and_protocols_of_the_benchmarks():
-    assert len(benchmarks.expanded('mimicgen')) == 8
-    assert benchmarks.expanded('libero_goal')[9] == 'libero_goal/9'
-    assert benchmarks.expanded('lift') == ['lift']
-    assert sim_task('mimicgen/square_d2').environment == 'Square_D2'
-    assert sim_task('mimicgen/square_d2').max_steps == 383
-    assert benchmarks.LIBERO_STEPS['libero_10'] == 520
-    assert benchmarks.protocol('mimicgen/coffee_d2') == benchmarks.Protocol('best', 50, 100_000)
-    assert benchmarks.protocol('libero_10/0').checkpoint == 'last'
-    assert benchmarks.protocol('lift').first_seed == 0
+# Task or suite: steps, weights, episodes of each task, first seed. From the paper's public code: MimicGen's horizons,
+# 50 rollouts from seed 100000 of the best checkpoint; LIBERO's horizons, 50 fixed starts of the last.
+PROTOCOLS = {
+    'mimicgen/stack_d1': (270, 'best', 50, 100_000),
+    'mimicgen/square_d2': (383, 'best', 50, 100_000),
+    'mimicgen/coffee_d2': (560, 'best', 50, 100_000),
+    'mimicgen/threading_d2': (568, 'best', 50, 100_000),
+    'mimicgen/stack_three_d1': (638, 'best', 50, 100_000),
+    'mimicgen/hammer_cleanup_d1': (715, 'best', 50, 100_000),
+    'mimicgen/three_piece_assembly_d2': (838, 'best', 50, 100_000),
+    'mimicgen/mug_cleanup_d1': (845, 'best', 50, 100_000),
+    'libero_spatial': (280, 'last', 50, 0),
+    'libero_object': (280, 'last', 50, 0),
+    'libero_goal': (300, 'last', 50, 0),
+    'libero_10': (520, 'last', 50, 0),
+}
+
+
+@pytest.mark.parametrize('name', PROTOCOLS)
+def test_benchmarks_are_evaluated_exactly_so(name, packages):
+    packages(LIBERO)
+    steps, *rest = PROTOCOLS[name]
+    tasks = benchmarks.expanded(name)
+    assert tasks == ([name] if '/' in name else [f'{name}/{number}' for number in range(10)])
+    assert benchmarks.common_protocol(tasks) == benchmarks.Protocol(*rest)
+    for task in (sim_task(task) for task in tasks):
+        assert (task.max_steps, task.suite) == (steps, name.split('/')[0])
+
+
+def test_the_benchmarks_are_these_and_no_others():
+    names = {name.split('/')[0] for name in PROTOCOLS}
+    assert names == {'mimicgen', *benchmarks.LIBERO_STEPS}
+    assert set(benchmarks.expanded('mimicgen')) == {name for name in PROTOCOLS if '/' in name}
+    assert benchmarks.TRAINING_SEEDS == (0, 42, 420)
+    assert benchmarks.common_protocol(['lift', 'stack']) == benchmarks.Protocol('last', 50, 0)
+    with pytest.raises(ConfigError, match=r'mimicgen/stack_d1 and libero_10/0 can not be evaluated at once'):
+        benchmarks.common_protocol(['mimicgen/stack_d1', 'libero_10/0'])
     for unknown in ('mimicgen/juggle', 'libero_90/1', 'libero_goal/10', 'libero_goal/'):
         with pytest.raises(SimulationError, match=r'mimicgen/stack_d1.*libero_spatial/0\.\.9'):
             sim_task(unknown)
@@ -382,7 +409,7 @@ LIBERO = {
                     raise RuntimeError('weights\\nonly')
                 return load(os.path.join(os.path.dirname(__file__), '3.pruned_init'))
         def get_benchmark_dict():
-            return {'libero_goal': Suite}
+            return {f'libero_{name}': Suite for name in ('spatial', 'object', 'goal', '10')}
     """,
     'libero/libero/benchmark/3.bddl': '',
     'libero/libero/benchmark/8.bddl': '',

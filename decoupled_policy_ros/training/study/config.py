@@ -131,7 +131,7 @@ def load_study(path: Path | str) -> StudyConfig:
 
 
 def merged(*parts: Values) -> Values:
-    """Sections of later parts over those of earlier ones; what is no section is replaced as a whole, None removes it."""
+    """Sections of later parts over those of earlier ones; all else is replaced as a whole, and None removes it."""
     result: Values = {}
     for part in parts:
         for key, value in part.items():

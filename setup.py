@@ -103,6 +103,7 @@ setup(
             'teleop_node = decoupled_policy_ros.nodes.teleop_node:main',
             'kinematics_recorder_node = decoupled_policy_ros.nodes.kinematics_recorder_node:main',
             'episode_recorder_node = decoupled_policy_ros.nodes.episode_recorder_node:main',
+            'command_guard_node = decoupled_policy_ros.nodes.command_guard_node:main',
             'coverage_node = decoupled_policy_ros.nodes.coverage_node:main',
             'sim_robot_node = decoupled_policy_ros.nodes.sim_robot_node:main',
             'decoupled-policy = decoupled_policy_ros.cli:main',

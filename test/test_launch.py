@@ -22,6 +22,7 @@ from decoupled_policy_ros.robot.description import robot_names
 from decoupled_policy_ros.sim.tasks import TASKS
 
 ARGUMENTS = {
+    'command_guard': {'robot', 'guard_file', 'input_topic', 'control_rate_hz', 'use_sim_time', 'namespace'},
     'coverage': {'dataset', 'robot', 'voxel_m', 'rate_hz', 'rviz', 'namespace'},
     'policy': {'robot', 'task', 'backbone', 'instruction', 'use_sim', 'use_sim_time', 'rviz', 'namespace'},
     'record_episodes': {'robot', 'output_dir', 'instruction', 'use_sim_time', 'namespace'},

@@ -19,10 +19,10 @@ class CommandPublisher:
     Args:
         robot: gives the base frame and the gripper's range.
         target_pose: publisher of geometry_msgs/PoseStamped.
-        gripper: publisher of std_msgs/Float64, an opening width in metres.
+        gripper: publisher of std_msgs/Float64, an opening width in metres; None where grippers are told by others.
     """
 
-    def __init__(self, robot: RobotDescription, target_pose: Publisher, gripper: Publisher):
+    def __init__(self, robot: RobotDescription, target_pose: Publisher, gripper: Publisher | None):
         self._robot, self._target_pose, self._gripper = robot, target_pose, gripper
         self._quat_xyzw: Any = None
 
@@ -35,4 +35,5 @@ class CommandPublisher:
 
     def publish_gripper(self, value: float) -> None:
         """Publish the opening width, in metres, for a gripper value in [-1 open, +1 closed]."""
+        assert self._gripper is not None
         self._gripper.publish(Float64(data=float(self._robot.gripper.width_from_normalised(value))))

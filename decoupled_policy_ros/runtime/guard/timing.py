@@ -24,7 +24,10 @@ Array = NDArray[np.float64]
 ORDERS = {'velocity': 1, 'acceleration': 2, 'jerk': 3}
 #: Share of a limit that is used: rotation vectors do not add up exactly like numbers.
 HEADROOM = {'linear': 1.0, 'angular': 0.96, 'joint': 1.0}
+#: A limit that is kept but for rounding.
+KEPT = 1.0 + 1e-9
 _MAX_ROUNDS = 60
+_BISECTIONS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,17 +118,38 @@ def stretch(moving: Moving, durations_s: Array, at_rest: bool, least: Array, lar
     for round_ in range(_MAX_ROUNDS):
         if factors.max() > largest:
             return None
-        needed: Array = np.ones(len(factors))
-        for rule, share in ratios(moving, factors * durations_s, at_rest).items():
-            needed = np.maximum(needed, share ** (1 / ORDERS[rule.rpartition('_')[2]]))
-        if needed.max() <= 1.0 + 1e-9:
-            return factors
+        needed = _needed(moving, factors * durations_s, at_rest)
+        if needed.max() <= KEPT:
+            return _tightened(moving, durations_s, at_rest, least[0], factors)
         # A segment alone can't help itself where its neighbours arrive too fast.
         if round_ > _MAX_ROUNDS // 2:
             needed[1:] = np.maximum(needed[1:], np.sqrt(needed[:-1]))
             needed[:-1] = np.maximum(needed[:-1], np.sqrt(needed[1:]))
         factors = factors * np.where(needed > 1.0, needed * 1.001, 1.0)
     return None
+
+
+def _needed(moving: Moving, durations_s: Array, at_rest: bool) -> Array:
+    """Factor (n,) by which each segment should take longer, at least 1."""
+    needed: Array = np.ones(len(durations_s))
+    for rule, share in ratios(moving, durations_s, at_rest).items():
+        needed = np.maximum(needed, share ** (1 / ORDERS[rule.rpartition('_')[2]]))
+    return needed
+
+
+def _tightened(moving: Moving, durations_s: Array, at_rest: bool, least: float, factors: Array) -> Array:
+    """The factors with the smallest first one that keeps the limits: slowing down does not change the velocity with
+    which a path begins, so that the first segment may have been made longer than it has to be.
+    """
+    low, high = float(least), float(factors[0])
+    if high > low:
+        for _ in range(_BISECTIONS):
+            middle = np.concatenate([[(low + high) / 2], factors[1:]])
+            if _needed(moving, middle * durations_s, at_rest).max() <= KEPT:
+                high = float(middle[0])
+            else:
+                low = float(middle[0])
+    return np.concatenate([[high], factors[1:]])
 
 
 def _share(what: str, values: Array, limit: float | Array) -> Array:

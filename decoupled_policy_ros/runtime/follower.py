@@ -1,0 +1,120 @@
+"""Follows a stream of target poses, from a person or another program, inside the limits of the guard.
+
+Each target is a motion of a single waypoint, to be reached a little later and at rest there, that begins where and
+how fast the arm is told to move now. While targets keep coming the next one replaces it on the way; when they stop,
+or one is refused, the arm comes to rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime.guard.guard import Guard, Request, missing_joints, well_formed
+from decoupled_policy_ros.runtime.guard.verdict import Finding, GuardStatistics, Outcome
+from decoupled_policy_ros.runtime.motion import NS_PER_S, Motion, MotionState
+from decoupled_policy_ros.runtime.steering import Joints
+from decoupled_policy_ros.runtime.stopping import Stop
+
+Array = NDArray[np.float64]
+
+
+class Follower:
+    """Where the arm is told to be, for the latest target.
+
+    Not for several threads at once: one calls it in turn with targets and ticks.
+
+    Args:
+        guard: checks every target.
+        kinematics: of the arm, for where it is before the first command.
+        joints: where the arm is.
+        horizon_s: each target is to be reached so much later; longer is smoother and lags more.
+        timeout_s: without a new target for so long, the arm comes to rest.
+    """
+
+    def __init__(
+        self, guard: Guard, kinematics: Kinematics, joints: Joints, horizon_s: float, timeout_s: float
+    ):
+        self._guard, self._kinematics, self._joints = guard, kinematics, joints
+        self._horizon_ns, self._timeout_ns = round(horizon_s * NS_PER_S), round(timeout_s * NS_PER_S)
+        self.statistics = GuardStatistics()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was commanded: the next target is approached from where the arm is, at rest."""
+        self._motion: Motion | None = None
+        self._last_ns = self._target_ns = 0
+        self.reason = 'no target yet'
+
+    @property
+    def started(self) -> bool:
+        """Whether anything has been commanded."""
+        return self._motion is not None
+
+    @property
+    def holding(self) -> bool:
+        """Whether the arm is coming to rest, or at rest, for a reason."""
+        return self._motion is None or isinstance(self._motion, Stop)
+
+    def target(self, pose_base_ee: Array, now_ns: int) -> Finding | None:
+        """Go to a pose (4, 4) from now on; what it is refused for, if it is, and then the arm comes to rest."""
+        found = well_formed(pose_base_ee[None]) or self._checked(pose_base_ee, now_ns)
+        if found is not None:
+            self.refuse(found, now_ns)
+        return found
+
+    def refuse(self, found: Finding, now_ns: int) -> None:
+        """Come to rest, because a target can't be followed."""
+        self.statistics.found((found,))
+        self.hold(now_ns, str(found))
+
+    def command(self, now_ns: int) -> Array | None:
+        """Pose (4, 4) to command now; None as long as nothing has been commanded."""
+        if self._motion is None:
+            return None
+        if now_ns - self._target_ns > self._timeout_ns and not self.holding:
+            silence_s = (now_ns - self._target_ns) / NS_PER_S
+            self.refuse(Finding('stale', Outcome.REJECT, silence_s, self._timeout_ns / NS_PER_S, 's'), now_ns)
+        elif (
+            not self.holding and self._guard.settings.needs_joints and self._joints.positions(now_ns) is None
+        ):
+            self.refuse(missing_joints(self._joints.why_not(now_ns)), now_ns)
+        self._last_ns = now_ns
+        return self._motion.state(now_ns).pose
+
+    def _checked(self, pose_base_ee: Array, now_ns: int) -> Finding | None:
+        joints_rad = self._joints.positions(now_ns)
+        if joints_rad is None:
+            return missing_joints(self._joints.why_not(now_ns))
+        start_ns = self._last_ns if self._motion is not None else now_ns
+        if self._motion is None:
+            start = MotionState.at_rest(self._kinematics.forward(joints_rad))
+        else:
+            start = self._motion.state(start_ns)
+        verdict = self._guard.check(
+            Request(
+                start,
+                start_ns,
+                pose_base_ee[None],
+                [max(start_ns, now_ns) + self._horizon_ns],
+                np.zeros(2),
+                joints_rad,
+                needed=1,
+            )
+        )
+        if verdict.path is None:
+            rejection = verdict.rejection
+            assert rejection is not None
+            self.statistics.found(f for f in verdict.findings if f is not rejection)
+            return rejection
+        self.statistics.add(verdict)
+        self._motion, self._target_ns, self.reason = verdict.path, now_ns, ''
+        return None
+
+    def hold(self, now_ns: int, reason: str) -> None:
+        """Come to rest, for a reason."""
+        self.reason = reason
+        if self._motion is not None and not isinstance(self._motion, Stop):
+            since_ns = self._last_ns or now_ns
+            self._motion = Stop(self._motion.state(since_ns), since_ns, self._guard.stopping)

@@ -1,0 +1,136 @@
+"""Watches a stream of commanded poses: how fast, how suddenly and how far it moves, and whether that is allowed.
+
+For process tests: give it the limits, let it listen, and `require_none` at the end.
+
+    checker = LimitsChecker.of(load_robot('panda_sim').limits)
+    node = checker_node(checker)              # subscribes to target_pose
+    ...
+    checker.require_none()
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from decoupled_policy_ros.robot.description import Limits
+
+Array = NDArray[np.float64]
+
+#: What may be above a limit by rounding.
+TOLERANCE = 1.002
+#: Commands further apart than this (s) are the end of one motion and the beginning of another.
+PAUSE_S = 1.0
+
+
+@dataclass
+class LimitsChecker:
+    """Records the largest speed, acceleration and step of a stream of poses by the stamps that they carry.
+
+    Between two commands the speed is their distance over the time between them, so it is never above the largest speed
+    of any motion that leads through both; in the same way the change of it over the time between the middles of two
+    pairs is never above the largest acceleration. Where commands get lost on the way nothing is reported wrongly.
+
+    Attributes:
+        linear_m_s, linear_m_s2, angular_rad_s, angular_rad_s2: limits; None for none.
+        step_m: largest distance between two commands, None for none.
+        largest: of each, so far.
+        breaches: what broke a limit, and when.
+    """
+
+    linear_m_s: float | None = None
+    linear_m_s2: float | None = None
+    angular_rad_s: float | None = None
+    angular_rad_s2: float | None = None
+    step_m: float | None = None
+    workspace_m: Array | None = None
+    largest: dict[str, float] = field(default_factory=dict)
+    breaches: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    @classmethod
+    def of(cls, limits: Limits) -> LimitsChecker:
+        """A checker of an arm's limits."""
+        return cls(
+            limits.ee_linear_velocity_m_s,
+            limits.ee_linear_acceleration_m_s2,
+            limits.ee_angular_velocity_rad_s,
+            limits.ee_angular_acceleration_rad_s2,
+            workspace_m=limits.workspace_m,
+        )
+
+    def restart(self) -> None:
+        """The next command begins a new motion, as after a reset of the simulator."""
+        self._last: tuple[int, Array] | None = None
+        self._velocity: tuple[float, Array, Array] | None = None  # middle (s), linear, angular
+
+    def add(self, stamp_ns: int, pose: Array) -> None:
+        """Look at a command (4, 4) and its stamp."""
+        self.count += 1
+        if not np.isfinite(pose).all():
+            self.breaches.append(f'not finite at {stamp_ns}: {pose.tolist()}')
+            return self.restart()
+        if self.workspace_m is not None:
+            outside = np.maximum(self.workspace_m[0] - pose[:3, 3], pose[:3, 3] - self.workspace_m[1])
+            self._look('outside_m', float(outside.max()), 1e-4, stamp_ns)
+        last, self._last = self._last, (stamp_ns, pose)
+        if last is None:
+            return None
+        apart_s = (stamp_ns - last[0]) * 1e-9
+        if apart_s <= 0.0:
+            self.breaches.append(f'stamp {stamp_ns} is not after {last[0]}')
+            return self.restart()
+        if apart_s > PAUSE_S:
+            self._velocity = None
+            return None
+        way = pose[:3, 3] - last[1][:3, 3]
+        turn = Rotation.from_matrix(pose[:3, :3] @ last[1][:3, :3].T).as_rotvec()
+        self._look('step_m', float(np.linalg.norm(way)), self.step_m, stamp_ns)
+        self._move(last[0] * 1e-9 + apart_s / 2, way / apart_s, turn / apart_s, stamp_ns)
+        return None
+
+    def require_none(self) -> None:
+        """Fail if a limit was broken, or nothing was ever seen."""
+        assert self.count > 0, 'the checker saw no command'
+        assert not self.breaches, f'{len(self.breaches)} breaches: ' + '; '.join(self.breaches[:5])
+
+    def _move(self, middle_s: float, linear: Array, angular: Array, stamp_ns: int) -> None:
+        self._look('linear_m_s', float(np.linalg.norm(linear)), self.linear_m_s, stamp_ns)
+        self._look('angular_rad_s', float(np.linalg.norm(angular)), self.angular_rad_s, stamp_ns)
+        before, self._velocity = self._velocity, (middle_s, linear, angular)
+        if before is not None:
+            since_s = middle_s - before[0]
+            change = float(np.linalg.norm(linear - before[1])) / since_s
+            self._look('linear_m_s2', change, self.linear_m_s2, stamp_ns)
+            change = float(np.linalg.norm(angular - before[2])) / since_s
+            self._look('angular_rad_s2', change, self.angular_rad_s2, stamp_ns)
+
+    def _look(self, name: str, value: float, limit: float | None, stamp_ns: int) -> None:
+        self.largest[name] = max(self.largest.get(name, 0.0), value)
+        if limit is not None and value > TOLERANCE * limit:
+            self.breaches.append(f'{name} {value:.4g} above {limit:g} at {stamp_ns * 1e-9:.3f} s')
+
+
+def checker_node(checker: LimitsChecker, topic: str = 'target_pose', **options):
+    """A node that gives a checker everything on a topic; imported late, so that the checker needs no ROS."""
+    from geometry_msgs.msg import PoseStamped
+    from rclpy.node import Node
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
+
+    from decoupled_policy_ros.nodes.common import time_ns
+    from decoupled_policy_ros.observation.messages import pose_from_message
+
+    node = Node('limits_checker', **options)
+    qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+
+    def take(message: PoseStamped) -> None:
+        checker.add(time_ns(message.header.stamp), pose_from_message(message))
+
+    node.create_subscription(PoseStamped, topic, take, qos)
+    return node

@@ -412,6 +412,7 @@ LIBERO = {
             return {f'libero_{name}': Suite for name in ('spatial', 'object', 'goal', '10')}
     """,
     'libero/libero/benchmark/3.bddl': '',
+    'libero/libero/benchmark/7.bddl': '',
     'libero/libero/benchmark/8.bddl': '',
     'libero/libero/envs/bddl_utils.py': """
         def get_problem_info(path):
@@ -422,6 +423,8 @@ LIBERO = {
         class Problem(Lift):
             def __init__(self, bddl_file_name, robots, **settings):
                 assert bddl_file_name.endswith('.bddl') and robots == ['Panda']
+                if bddl_file_name.endswith('7.bddl'):
+                    raise ValueError("Error opening file 'bowl.msh'")
                 super().__init__(robots=robots, **settings)
         TASK_MAPPING = {'libero_tabletop_manipulation': Problem}
     """,
@@ -447,5 +450,7 @@ def test_a_libero_task_starts_from_its_fixed_starts(packages, tmp_path):
         np.testing.assert_allclose(sim.joint_positions, first, atol=1e-9)
     with pytest.raises(SimulationError, match=r'libero_goal/8.*fixed starts: weights only'):
         SimRobot('libero_goal/8', cameras={})
+    with pytest.raises(SimulationError, match=r"libero_goal/7: its scene can not be built: .*'bowl\.msh'"):
+        SimRobot('libero_goal/7', cameras={})
     with pytest.raises(SimulationError, match=r'without its file .*5\.bddl'):
         SimRobot('libero_goal/5', cameras={})

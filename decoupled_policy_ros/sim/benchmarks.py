@@ -4,7 +4,8 @@ A thin layer: their scenes, starts and success checks are theirs, this gives the
 tasks. Names are `mimicgen/<task>` and `libero_<suite>/<number>`; LIBERO's numbers follow its task order 0.
 Horizons, numbers of rollouts, seeds and steps of waiting are those of the public code of "Decoupled Action Expert"
 (arXiv 2511.12101). Both packages run on robosuite 1.4; neither is on PyPI as a whole (MimicGen's name there belongs
-to somebody else), so the tests use packages of the same shape; what was tried with theirs is in docs/simulation.md.
+to somebody else, LIBERO's package has no meshes), so the tests use packages of the same shape; what was tried with
+theirs is in docs/simulation.md.
 """
 
 from __future__ import annotations
@@ -121,8 +122,15 @@ def make_benchmark_environment(task: SimTask, settings: dict[str, Any]) -> Any:
     """The benchmark's environment of a task; `settings` are robosuite's.
 
     Raises:
-        SimulationError: the package isn't installed, or has no such environment.
+        SimulationError: the package isn't installed, has no such environment, or lacks a mesh or texture of it.
     """
+    try:
+        return _environment(task, settings)
+    except (OSError, ValueError) as error:  # MuJoCo's for a file that it can't open
+        raise SimulationError(f'{task.name}: its scene can not be built: {error}') from error
+
+
+def _environment(task: SimTask, settings: dict[str, Any]) -> Any:
     if task.suite == 'mimicgen':
         _import('mimicgen', task.name)
         base = importlib.import_module('robosuite.environments.base')

@@ -19,8 +19,8 @@ Array = NDArray[np.float64]
 class CollisionChecks:
     """The capsules of a robot's file on its links, against each other and against boxes.
 
-    Links that share a joint or are neighbours are left out, and so are the pairs that the file names. What does not
-    move with the arm is not held against boxes: the arm may stand on a table.
+    Links that share a joint or are neighbours are left out, and so are the pairs that the file names. The base and the
+    link that turns on it are not held against boxes: the arm may stand on a table.
 
     Args:
         robot: gives links, capsules and its own boxes.
@@ -53,7 +53,7 @@ class CollisionChecks:
         for box in self.boxes:
             index = self._add_box(box)
             for _, i, joint in capsules:
-                if joint > 0:
+                if joint > 1:
                     self._geometry.addCollisionPair(pin.CollisionPair(i, index))
         self._data = chain.model.createData()
         self._placed = self._geometry.createData()

@@ -32,7 +32,7 @@ JOINT_RULES = frozenset(RULES[8:])
 
 #: Left out unless asked for. A target pose leads a compliant arm by centimetres and turns more sharply than the arm
 #: does: the accelerations of joints that would follow it exactly are not the arm's. They are for joint commands.
-OFF = frozenset(('joint_acceleration', 'joint_jerk'))
+IGNORED = frozenset(('joint_acceleration', 'joint_jerk'))
 
 #: How hard to brake where the robot names no limit: gently, m/s^2 and rad/s^2.
 BRAKE_M_S2, BRAKE_RAD_S2 = 2.0, 5.0
@@ -49,7 +49,7 @@ class GuardSettings:
     """How strict the guard is.
 
     Attributes:
-        off: rules that are left out; by default those of the joints' acceleration and jerk, see `OFF`.
+        ignored_rules: rules that are left out; by default those of the joints' acceleration and jerk, see `IGNORED`.
         limit_scale: share of the robot's velocities, accelerations and jerks that is used, in (0, 1].
         max_time_scale: slower than this a motion is rejected instead.
         join_m, join_rad: largest way from where the arm is told to be to the first waypoint.
@@ -65,7 +65,7 @@ class GuardSettings:
         overrides: limits that replace the robot's, by their names in its file.
     """
 
-    off: frozenset[str] = OFF
+    ignored_rules: frozenset[str] = IGNORED
     limit_scale: float = 1.0
     max_time_scale: float = 10.0
     join_m: float = 0.15
@@ -80,7 +80,7 @@ class GuardSettings:
     overrides: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.off) - set(RULES))
+        unknown = sorted(set(self.ignored_rules) - set(RULES))
         if unknown:
             raise ConfigError(f'guard: no rule {", ".join(unknown)} to leave out; rules: {", ".join(RULES)}')
         self._require('limit_scale', 0.0 < self.limit_scale <= 1.0, 'in (0, 1]')
@@ -100,12 +100,12 @@ class GuardSettings:
 
     def looks_at(self, rule: str) -> bool:
         """Whether a rule is on."""
-        return rule not in self.off
+        return rule not in self.ignored_rules
 
     @property
     def needs_joints(self) -> bool:
         """Whether any rule that is on needs inverse kinematics."""
-        return not self.off >= JOINT_RULES
+        return not self.ignored_rules >= JOINT_RULES
 
     def limits(self, robot: RobotDescription) -> Limits:
         """The limits that hold: the robot's, replaced and scaled as these settings say.
@@ -164,10 +164,13 @@ def guard_settings(values: Any, where: str) -> GuardSettings:
         ConfigError: see `read_guard_settings`.
     """
     numbers = [field.name for field in fields(GuardSettings) if field.type == 'float']
-    section = Section(values, where, (*numbers, 'off', 'boxes', 'workspace_m', 'limits'), ConfigError)
+    section = Section(
+        values, where, (*numbers, 'ignored_rules', 'boxes', 'workspace_m', 'limits'), ConfigError
+    )
     chosen: dict[str, Any] = {name: section.number(name) for name in numbers if name in section}
-    if 'off' in section:
-        chosen['off'] = frozenset(() if section.get('off') == [] else section.names('off'))
+    if 'ignored_rules' in section:
+        given = section.get('ignored_rules')
+        chosen['ignored_rules'] = frozenset(() if given == [] else section.names('ignored_rules'))
     if 'boxes' in section:
         chosen['boxes'] = read_boxes(section.get('boxes'), where, ConfigError)
     if 'workspace_m' in section:

@@ -1,0 +1,293 @@
+"""Chunk after chunk through the guard: never a jump, whatever they disagree about, and a stop when one is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from limits_checker import LimitsChecker
+from scipy.spatial.transform import Rotation
+
+from decoupled_policy_ros.robot import poses
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.inverse import InverseKinematics
+from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime.chunks import Chunk
+from decoupled_policy_ros.runtime.follower import Follower
+from decoupled_policy_ros.runtime.guard.guard import Guard
+from decoupled_policy_ros.runtime.guard.settings import GuardSettings
+from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct, Guarded
+
+ROBOT = load_robot('panda_sim')
+KINEMATICS = Kinematics(ROBOT)
+HOME = KINEMATICS.forward(ROBOT.home_rad)
+SECOND, TICK_NS, PERIOD_NS = 1_000_000_000, 20_000_000, 50_000_000
+BEGIN_NS = 100 * SECOND
+
+
+class Arm:
+    """Joints that follow what is commanded."""
+
+    def __init__(self) -> None:
+        self.joints_rad = ROBOT.home_rad.copy()
+        self.known = True
+        self._kinematics = InverseKinematics(ROBOT)
+
+    def positions(self, now_ns: int):
+        return self.joints_rad if self.known else None
+
+    def why_not(self, now_ns: int) -> str:
+        return 'the arm is silent'
+
+    def move(self, pose) -> None:
+        self.joints_rad = self._kinematics.solve(pose, self.joints_rad).joints_rad
+
+
+def chunk(rng, at: np.ndarray, stamp_ns: int, jump_m=0.0, step_m=0.01, step_rad=0.02) -> Chunk:
+    """A chunk that begins near a pose, with a jump, and wanders."""
+    way = np.tile(at, (16, 1, 1))
+    way[:, :3, 3] += rng.normal(size=3) * jump_m + np.cumsum(rng.normal(size=(16, 3)) * step_m, axis=0)
+    for i in range(1, 16):
+        way[i, :3, :3] = way[i - 1, :3, :3] @ Rotation.from_rotvec(rng.normal(size=3) * step_rad).as_matrix()
+    return Chunk(poses.action_from_pose(way, -1.0), stamp_ns, 20.0)
+
+
+def drive(steering, arm: Arm, rng, seconds: float, lockstep: bool, **noise) -> LimitsChecker:
+    """Chunks every 0.4 s, commands every tick, as the loop does it; every command is looked at."""
+    checker = LimitsChecker.of(ROBOT.limits)
+    tick_ns = PERIOD_NS if lockstep else TICK_NS
+    at, now_ns, due_ns = HOME, BEGIN_NS, BEGIN_NS
+    following = False
+    while now_ns < BEGIN_NS + seconds * SECOND:
+        if now_ns >= due_ns:
+            try:
+                plan = steering.plan(chunk(rng, at, now_ns, **noise), now_ns)
+                following = steering.adopt(plan)
+                assert following
+            except ChunkRejected:
+                following = False
+            due_ns = now_ns + 8 * PERIOD_NS
+        pose = steering.follow(now_ns)[0] if following else steering.hold(now_ns)
+        if pose is not None:
+            checker.add(now_ns, pose)
+            arm.move(pose)
+            at = pose
+        now_ns += tick_ns
+    return checker
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.02), st.floats(0.0, 0.015), st.booleans())
+def test_chunks_that_disagree_never_make_a_jump(seed, jump_m, step_m, lockstep):
+    arm = Arm()
+    steering = Guarded(Guard(ROBOT), KINEMATICS, arm, lockstep)
+    checker = drive(
+        steering, arm, np.random.default_rng(seed), 1.6, lockstep, jump_m=jump_m, step_m=step_m, step_rad=0.03
+    )
+    checker.require_none()
+    assert int(steering.values()['guard_checked']) >= 4
+
+
+def test_without_a_guard_the_same_chunks_do():
+    """The checker and the test above can fail."""
+    checker = drive(Direct(), Arm(), np.random.default_rng(0), 1.6, False, jump_m=0.02)
+    with pytest.raises(AssertionError, match='linear_m_s'):
+        checker.require_none()
+
+
+def guarded(arm: Arm, lockstep=False, **values) -> Guarded:
+    return Guarded(Guard(ROBOT, GuardSettings(**values)), KINEMATICS, arm, lockstep)
+
+
+def straight(stamp_ns: int, at=HOME, speed_m_s=0.1, first_m=0.0) -> Chunk:
+    """A chunk along x: where the arm is at the observation's stamp, with a step before the second waypoint."""
+    way = np.tile(at, (16, 1, 1))
+    way[:, 0, 3] += np.arange(-1, 15) * speed_m_s * 0.05 + first_m
+    return Chunk(poses.action_from_pose(way, -1.0), stamp_ns, 20.0)
+
+
+def run(steering: Guarded, from_ns: int, ticks: int, hold: bool = False) -> list[np.ndarray]:
+    """Poses of ticks."""
+    step = steering.hold if hold else (lambda now_ns: steering.follow(now_ns)[0])
+    return [step(from_ns + i * TICK_NS) for i in range(ticks)]
+
+
+def test_a_hold_comes_to_rest_ahead_of_where_it_begins_and_stays():
+    arm = Arm()
+    steering = guarded(arm)
+    steering.adopt(steering.plan(straight(BEGIN_NS, speed_m_s=0.4), BEGIN_NS))
+    before = run(steering, BEGIN_NS, 15)
+    held = run(steering, BEGIN_NS + 15 * TICK_NS, 40, hold=True)
+    checker = LimitsChecker.of(ROBOT.limits)
+    for i, pose in enumerate(before + held):
+        checker.add(BEGIN_NS + i * TICK_NS, pose)
+    checker.require_none()
+    assert held[0][0, 3] > before[-1][0, 3]  # it was moving, and is not stopped dead
+    assert np.ptp([pose[0, 3] for pose in held[-20:]]) == 0.0
+    assert np.abs(held[-1][1:3, 3] - HOME[1:3, 3]).max() < 1e-9
+
+
+def test_after_a_hold_the_next_chunk_is_followed_from_there():
+    arm = Arm()
+    steering = guarded(arm)
+    steering.adopt(steering.plan(straight(BEGIN_NS, speed_m_s=0.3), BEGIN_NS))
+    run(steering, BEGIN_NS, 10)
+    rest = run(steering, BEGIN_NS + 10 * TICK_NS, 30, hold=True)[-1]
+    again_ns = BEGIN_NS + 40 * TICK_NS
+    arm.move(rest)
+    steering.adopt(steering.plan(straight(again_ns, rest), again_ns))
+    first, *others = run(steering, again_ns, 20)
+    np.testing.assert_allclose(first, rest, atol=1e-9)
+    assert others[-1][0, 3] > rest[0, 3] + 0.01
+
+
+@pytest.mark.parametrize(('change', 'reason'), [
+    ({'known': False}, 'joint_state: the arm is silent'),
+    ({'joints_rad': ROBOT.home_rad + 1.2}, 'continuity of joint'),
+])  # fmt: skip
+def test_what_is_refused_is_said(change, reason):
+    arm = Arm()
+    steering = guarded(arm)
+    steering.adopt(steering.plan(straight(BEGIN_NS), BEGIN_NS))
+    run(steering, BEGIN_NS, 3)
+    for name, value in change.items():
+        setattr(arm, name, value)
+    with pytest.raises(ChunkRejected, match=reason):
+        steering.plan(straight(BEGIN_NS + 3 * TICK_NS), BEGIN_NS + 3 * TICK_NS)
+    assert reason.partition(':')[0].split()[0] in steering.values()['guard_last_reject']
+
+
+def test_a_first_chunk_far_from_the_arm_is_refused():
+    steering = guarded(Arm())
+    with pytest.raises(ChunkRejected, match='join at waypoint'):
+        steering.plan(straight(BEGIN_NS, first_m=0.3), BEGIN_NS)
+    assert steering.hold(BEGIN_NS) is None
+
+
+def test_a_chunk_that_is_over_is_refused():
+    steering = guarded(Arm())
+    with pytest.raises(ChunkRejected, match='passed'):
+        steering.plan(straight(BEGIN_NS), BEGIN_NS + SECOND)
+
+
+def test_a_plan_that_comes_too_late_is_made_anew():
+    steering = guarded(Arm())
+    steering.adopt(steering.plan(straight(BEGIN_NS), BEGIN_NS))
+    late = steering.plan(straight(BEGIN_NS), BEGIN_NS)
+    run(steering, BEGIN_NS, 40)
+    assert steering.adopt(late) is False
+    assert steering.adopt(steering.plan(straight(BEGIN_NS + 39 * TICK_NS), BEGIN_NS + 39 * TICK_NS)) is True
+
+
+def test_in_lockstep_a_chunk_within_its_limits_is_followed_waypoint_by_waypoint():
+    steering = guarded(Arm(), lockstep=True)
+    wanted = straight(BEGIN_NS, speed_m_s=0.02)
+    plan = steering.plan(wanted, BEGIN_NS)
+    assert plan.time_scale == 1.0
+    steering.adopt(plan)
+    for i in range(1, 9):
+        stamp_ns = wanted.stamp_ns(i)
+        assert plan.chunk.stamps_ns[i - 1] == stamp_ns
+        np.testing.assert_allclose(steering.follow(stamp_ns)[0], wanted.poses_base_ee[i], atol=1e-5)
+
+
+def test_what_is_published_are_the_waypoints_and_stamps_that_are_followed():
+    steering = guarded(Arm(), limit_scale=0.1)
+    wanted = straight(BEGIN_NS, speed_m_s=0.3)
+    plan = steering.plan(wanted, BEGIN_NS)
+    assert plan.time_scale > 1.2
+    assert plan.chunk.stamps_ns == plan.path.stamps_ns[1:]
+    assert plan.chunk.replan_stamp_ns == wanted.replan_stamp_ns
+    pose, _ = plan.chunk.sample(plan.chunk.stamps_ns[3])
+    np.testing.assert_array_equal(pose, plan.chunk.poses_base_ee[3])
+
+
+# --- a stream of targets ---------------------------------------------------------------------------
+
+
+def follower(arm: Arm, **values) -> Follower:
+    return Follower(Guard(ROBOT, GuardSettings(**values)), KINEMATICS, arm, 0.05, 0.2)
+
+
+def stream(follow: Follower, arm: Arm, targets, checker: LimitsChecker, from_ns=BEGIN_NS) -> int:
+    """A target at each tick, None for none; returns the time after the last."""
+    now_ns = from_ns
+    for target in targets:
+        if target is not None:
+            follow.target(target, now_ns)
+        pose = follow.command(now_ns)
+        if pose is not None:
+            checker.add(now_ns, pose)
+            arm.move(pose)
+        now_ns += TICK_NS
+    return now_ns
+
+
+def ahead(*offsets_m: float) -> list[np.ndarray]:
+    targets = []
+    for offset_m in offsets_m:
+        pose = HOME.copy()
+        pose[0, 3] += offset_m
+        targets.append(pose)
+    return targets
+
+
+def test_a_stream_is_followed_with_a_small_lag():
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    follow = follower(arm)
+    stream(follow, arm, ahead(*np.arange(60) * 0.003), checker)
+    checker.require_none()
+    lag_m = HOME[0, 3] + 59 * 0.003 - follow.command(BEGIN_NS + 60 * TICK_NS)[0, 3]
+    assert 0.0 < lag_m < 0.15 * 0.05 + 0.005  # 0.15 m/s for the horizon, and a tick or two
+    assert not follow.holding
+
+
+def test_a_stream_that_ends_comes_to_rest_and_is_picked_up_again():
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    follow = follower(arm)
+    now_ns = stream(follow, arm, ahead(*np.arange(30) * 0.004), checker)
+    now_ns = stream(follow, arm, [None] * 30, checker, now_ns)
+    assert follow.holding and 'stale' in follow.reason
+    assert not np.ptp([follow.command(now_ns + i * TICK_NS)[0, 3] for i in range(5)])
+    now_ns = stream(follow, arm, ahead(*[0.1] * 20), checker, now_ns + 5 * TICK_NS)
+    checker.require_none()
+    assert not follow.holding
+    assert follow.statistics.values()['guard_reject_stale'] == '1'
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_whatever_is_asked_for_the_limits_are_kept(seed):
+    """Targets that jump about, point nowhere, are not finite, or do not come at all."""
+    rng = np.random.default_rng(seed)
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    targets = []
+    for _ in range(80):
+        pose = HOME.copy()
+        pose[:3, 3] += rng.normal(size=3) * rng.choice([0.005, 0.05, 0.5])
+        kind = rng.integers(0, 12)
+        if kind == 0:
+            pose[0, 3] = np.nan
+        if kind == 1:
+            pose[:3, :3] *= 2
+        targets.append(None if kind == 2 else pose)
+    follow = follower(arm)
+    stream(follow, arm, targets, checker)
+    checker.require_none()
+
+
+def test_an_arm_that_falls_silent_is_brought_to_rest():
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    follow = follower(arm)
+    now_ns = stream(follow, arm, ahead(*np.arange(20) * 0.004), checker)
+    arm.known = False
+    stream(follow, arm, ahead(*(0.08 + np.arange(20) * 0.004)), checker, now_ns)
+    checker.require_none()
+    assert follow.holding and follow.reason == 'joint_state: the arm is silent (reject)'
+
+
+def test_before_the_first_target_nothing_is_commanded():
+    arm = Arm()
+    follow = follower(arm)
+    assert follow.command(BEGIN_NS) is None and not follow.started
+    follow.target(ahead(0.4)[0], BEGIN_NS)  # too far to begin with
+    assert follow.command(BEGIN_NS) is None and 'join' in follow.reason

@@ -26,21 +26,14 @@ from numpy.typing import NDArray
 from decoupled_policy_ros.errors import InferenceError, ObservationError
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
-from decoupled_policy_ros.runtime.states import (
-    DISABLED,
-    FAILED,
-    FOLLOWING,
-    HOLDING,
-    WAITING,
-    LoopSettings,
-    Outputs,
-)
+from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, HOLDING, WAITING, LoopSettings
 from decoupled_policy_ros.runtime.statistics import Statistics
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct, Steering
 from decoupled_policy_ros.runtime.ticks import IDLE_S, Ticks
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
     from decoupled_policy_ros.runtime.engine import Engine
+    from decoupled_policy_ros.runtime.states import Outputs
 
 #: How often a chunk is planned anew because commands went on meanwhile.
 PLANS = 3
@@ -75,7 +68,7 @@ class PolicyLoop:
         self._now_ns, self._settings, self._explain = now_ns, settings, explain
         self._on_failure = on_failure
         self._steering = steering or Direct()
-        self.statistics = Statistics()
+        self.statistics = Statistics(settings.command_period_ns)
         self._ticks = Ticks(settings.control_rate_hz, settings.lockstep)
         self._lock = threading.RLock()
         self._observed = threading.Condition(self._lock)  # wakes the worker
@@ -99,13 +92,14 @@ class PolicyLoop:
         self._seen_ns = 0
         self._reseed = True
         self._latch.reset()
+        self.statistics.interrupt()
 
     # --- from the node's callbacks --------------------------------------------------------------
 
     def start(self, enabled: bool) -> None:
         """Start both threads."""
         with self._lock:
-            self.statistics = Statistics()
+            self.statistics = Statistics(self._settings.command_period_ns)
         self._running = True
         self.state = ''  # so that the state is said even if it is the one before deactivation
         self.enable(enabled)
@@ -125,6 +119,7 @@ class PolicyLoop:
         self._threads.clear()
         with self._lock:
             self.state, self.reason = DISABLED, 'inactive'  # not published: whoever stops it says so
+            self.statistics.state_begins()
 
     def enable(self, enabled: bool) -> bool:
         """Let commands through, beginning with a fresh chunk and the first noise of the seed; or none any more.
@@ -150,8 +145,9 @@ class PolicyLoop:
     def report(self) -> tuple[str, str, dict[str, str], dict[str, float]]:
         """State, its reason, all statistics as text, and the ages (s) of the last observation's streams."""
         with self._lock:
-            values = self.statistics.values() | self._steering.values()
-            return self.state, self.reason, values, self.statistics.ages_s
+            state, reason, snapshot = self.state, self.reason, self.statistics.snapshot()
+            steering = self._steering.values()
+        return state, reason, snapshot.values() | steering, snapshot.ages_s
 
     def notify_observed(self) -> None:
         """Say that a stream has a new sample."""
@@ -243,6 +239,7 @@ class PolicyLoop:
                     continue
                 self._chunk, self._refusal = chunk, None
                 self.statistics.add_cycle(timings_ms, ages_s)
+                self.statistics.add_chunk(plan.chunk, plan.begins_ns)
                 self._outputs.publish_chunk(plan.chunk)
                 self._ticked.notify()
                 return True
@@ -309,7 +306,7 @@ class PolicyLoop:
         edge = self._latch.update(gripper)
         if edge is not None:
             self._outputs.publish_gripper(edge)  # before the pose: they belong together
-        self._publish(pose, now_ns)
+        self._publish(pose, now_ns, followed=True)
         self._set_state(FOLLOWING, '')
         return True
 
@@ -331,20 +328,21 @@ class PolicyLoop:
         if self.state != HOLDING:
             self.statistics.holds += 1
         self._set_state(HOLDING, reason)
-        self._publish(pose, now_ns)
+        self._publish(pose, now_ns, followed=False)
         return True
 
     def _reason(self, refusal: ObservationError | ChunkRejected) -> str:
         explanation = self._explain(refusal.stream) if isinstance(refusal, ObservationError) else ''
         return f'{refusal}; {explanation}' if explanation else str(refusal)
 
-    def _publish(self, pose: NDArray[np.float64], now_ns: int) -> None:
+    def _publish(self, pose: NDArray[np.float64], now_ns: int, followed: bool) -> None:
         self._outputs.publish_command(pose, now_ns)
-        self.statistics.commands += 1
+        self.statistics.add_command(now_ns, self._now_ns(), followed)
 
     def _set_state(self, state: str, reason: str) -> None:
         """Remember state and reason; a change of state is published at once, a new reason with the diagnostics."""
         changed = state != self.state
         self.state, self.reason = state, reason
         if changed:
+            self.statistics.state_begins()
             self._outputs.publish_state(state, reason)

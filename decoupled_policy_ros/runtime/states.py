@@ -37,3 +37,8 @@ class LoopSettings:
     control_rate_hz: float
     gripper_hysteresis: float
     seed: int
+
+    @property
+    def command_period_ns(self) -> int | None:
+        """Time from one command to the next; None where time waits for commands."""
+        return None if self.lockstep else round(1e9 / self.control_rate_hz)

@@ -47,6 +47,11 @@ class Plan:
         """By how much its slowest part is slower than it was predicted."""
         return 1.0 if self.path is None else self.path.time_scale
 
+    @property
+    def begins_ns(self) -> int:
+        """First time for which a command comes from it."""
+        return self.chunk.observation_stamp_ns if self.path is None else self.path.start_ns
+
 
 class Steering(Protocol):
     """Turns chunks into commands. `plan` may take its time and runs on the worker, the rest under the loop's lock."""
@@ -130,7 +135,7 @@ class Guarded:
     """
 
     def __init__(self, guard: Guard, kinematics: Kinematics, joints: Joints, lockstep: bool):
-        self._guard, self._kinematics, self._joints, self._lockstep = guard, kinematics, joints, lockstep
+        self.guard, self._kinematics, self._joints, self._lockstep = guard, kinematics, joints, lockstep
         self.statistics = GuardStatistics()
         self._longest_s = 0.0
         self.reset()
@@ -140,6 +145,11 @@ class Guarded:
         self._motion: Motion | None = None
         self._before: Motion | None = None
         self._last_ns: int | None = None
+
+    @property
+    def motion(self) -> Motion | None:
+        """What is followed now, or will be soon; None before the first command."""
+        return self._motion
 
     def plan(self, chunk: Chunk, now_ns: int) -> Plan:
         """The path from what is commanded then to and along the chunk's waypoints that are still to come.
@@ -182,7 +192,7 @@ class Guarded:
             return None
         if not isinstance(motion, Stop):
             since_ns = now_ns if self._last_ns is None else self._last_ns
-            motion = Stop(self._state(since_ns), since_ns, self._guard.stopping)
+            motion = Stop(self._state(since_ns), since_ns, self.guard.stopping)
             self._motion, self._before = motion, None
         self._last_ns = now_ns
         return motion.state(now_ns).pose
@@ -204,7 +214,7 @@ class Guarded:
 
     def _check(self, chunk: Chunk, now_ns: int) -> Verdict:
         joints_rad = self._joints.positions(now_ns)
-        if joints_rad is None and (self._motion is None or self._guard.settings.needs_joints):
+        if joints_rad is None and (self._motion is None or self.guard.settings.needs_joints):
             return Verdict(None, (missing_joints(self._joints.why_not(now_ns)),))
         start_ns = self._start_ns(chunk, now_ns)
         if self._motion is None:
@@ -216,7 +226,7 @@ class Guarded:
         if first == len(chunk):
             late_s = (earliest_ns - chunk.end_stamp_ns) / NS_PER_S
             return Verdict(None, (Finding('passed', Outcome.REJECT, late_s, 0.0, 's'),))
-        return self._guard.check(
+        return self.guard.check(
             Request(
                 start,
                 start_ns,

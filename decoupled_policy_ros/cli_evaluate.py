@@ -28,7 +28,7 @@ class EvaluateOptions:
         checkpoint: last weights of a policy, or the best in its folder `best`; last by default, best for MimicGen.
         instruction: what a policy with language is told; by default what each simulated task is about.
         workers: processes; one per core by default. On a cluster its CPUs decide.
-        lanes: episodes that a process plays at a time; the network denoises the chunks of all of them together.
+        lanes: episodes that a process plays at a time, their chunks denoised together; 8 by default, 1 with pictures.
         ray: address of a Ray cluster whose machines share this file system; local for one on this machine.
         json: write the numbers here.
         video: film the first 5 episodes of the first policy into this file.
@@ -45,7 +45,7 @@ class EvaluateOptions:
     checkpoint: Literal['last', 'best'] | None = None
     instruction: str | None = None
     workers: int | None = None
-    lanes: int = 8
+    lanes: int | None = None
     ray: str | None = None
     json: Path | None = None
     video: Path | None = None

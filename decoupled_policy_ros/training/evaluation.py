@@ -69,7 +69,7 @@ def evaluate(
     workers: int | None = None,
     json_path: Path | None = None,
     video: Path | None = None,
-    lanes: int = LANES,
+    lanes: int | None = None,
 ) -> dict[str, Any]:
     """Success over episodes seeded seed, seed + 1, ..., with a Wilson interval.
 
@@ -97,7 +97,7 @@ def evaluate_all(
     workers: int | None = None,
     json_path: Path | None = None,
     video: Path | None = None,
-    lanes: int = LANES,
+    lanes: int | None = None,
     ray: str | None = None,
     films: Films | None = None,
 ) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def evaluate_all(
     """
     if episodes < 1 or not specs:
         raise ConfigError(f'episodes must be at least 1, got {episodes} of {len(specs)} policies')
-    if lanes < 1 or (workers is not None and workers < 1):
+    if any(count is not None and count < 1 for count in (lanes, workers)):
         raise ConfigError(f'workers and lanes must be at least 1, got {workers} and {lanes}')
     workers = workers or len(os.sched_getaffinity(0))
     seeds = range(seed, seed + episodes)
@@ -205,7 +205,7 @@ class _Job:
     index: int
     spec: Evaluation
     seeds: tuple[int, ...]
-    lanes: int
+    lanes: int | None
     films: tuple[tuple[int, Path], ...] = ()
 
 
@@ -213,12 +213,12 @@ Finished = Generator[tuple[int, EpisodeResult], None, None]
 
 
 def _jobs(
-    specs: Sequence[Evaluation], seeds: range, lanes: int, workers: int, films: Films | None
+    specs: Sequence[Evaluation], seeds: range, lanes: int | None, workers: int, films: Films | None
 ) -> list[_Job]:
     """Jobs of a size at which the lanes are mostly busy and the workers finish together."""
     pieces = 1
     if workers > 1:
-        largest = min(2 * lanes, math.ceil(len(specs) * len(seeds) / workers))
+        largest = min(2 * (lanes or LANES), math.ceil(len(specs) * len(seeds) / workers))
         pieces = math.ceil(len(seeds) / largest)
     jobs = []
     for index, spec in enumerate(specs):

@@ -1,0 +1,186 @@
+"""The guard over DDS: an operator and the shipped policy, and every command looked at."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from limits_checker import LimitsChecker
+from ros_harness import NodeProcess, Peer, PolicyPeer, node_process
+from sensor_msgs.msg import JointState
+from std_srvs.srv import SetBool
+
+from decoupled_policy_ros.nodes.common import (
+    COMMAND,
+    LATCHED,
+    STATE,
+    floats,
+    pose_stamped,
+    time_message,
+    time_ns,
+)
+from decoupled_policy_ros.observation.messages import pose_from_message
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.inverse import InverseKinematics
+from decoupled_policy_ros.robot.kinematics import Kinematics
+
+pytestmark = pytest.mark.process
+
+ROBOT = load_robot('panda_sim')
+HOME = Kinematics(ROBOT).forward(ROBOT.home_rad)
+NODE = 'command_guard_node'
+
+
+class Cell(Peer):
+    """An arm that follows what it is told, and somebody who wants it elsewhere."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__(namespace)
+        self.record(PoseStamped, 'target_pose')
+        self.record(DiagnosticStatus, f'{NODE}/status', LATCHED)
+        self._inverse = InverseKinematics(ROBOT)
+        self._joints_rad = ROBOT.home_rad.copy()
+        self._states = self.create_publisher(JointState, 'joint_states', STATE)
+        self._targets = self.create_publisher(PoseStamped, 'target_pose_in', COMMAND)
+        self.alive, self.offset_m, self.step_m = False, 0.0, 0.0
+        self.frame, self.bad, self.asking = ROBOT.base_frame, False, False
+        self.timer = self.create_timer(0.02, self._turn)
+
+    def _turn(self) -> None:
+        now = self.get_clock().now().nanoseconds
+        if self.alive:
+            told = self.received('target_pose')[-1:]
+            if told:
+                pose = pose_from_message(told[0], ROBOT.base_frame)
+                self._joints_rad = self._inverse.solve(pose, self._joints_rad).joints_rad
+            message = JointState(name=list(ROBOT.joint_names), position=floats(self._joints_rad))
+            message.header.stamp = time_message(now)
+            self._states.publish(message)
+        if self.asking:
+            self.offset_m += self.step_m
+            pose = HOME.copy()
+            pose[0, 3] += self.offset_m
+            target = pose_stamped(pose, self.frame, now)
+            if self.bad:
+                target.pose.position.y = float('nan')
+            self._targets.publish(target)
+
+    def status(self, state: str, text: str = '') -> DiagnosticStatus:
+        """Wait until the node's status begins with a state and contains a text."""
+
+        def found() -> DiagnosticStatus | None:
+            last = self.received(f'{NODE}/status')[-1:]
+            return last[0] if last and last[0].message.startswith(state) and text in last[0].message else None
+
+        return self.wait_for(found, f'status {state!r} with {text!r}')
+
+    def values(self, key: str) -> str:
+        """Wait for a value of the status."""
+
+        def found() -> str:
+            last = self.received(f'{NODE}/status')[-1:]
+            return next((pair.value for pair in last[0].values if pair.key == key), '') if last else ''
+
+        return str(self.wait_for(found, f'{key} in the status'))
+
+    def enable(self, enabled: bool) -> None:
+        assert self.call(SetBool, f'{NODE}/enable', SetBool.Request(data=enabled)).success
+
+
+@pytest.fixture
+def node(tmp_path) -> Iterator[NodeProcess]:
+    parameters = {'target_timeout_s': 0.5}
+    with node_process(NODE, tmp_path / 'node.log', parameters, 'cell') as process:
+        yield process
+    assert 'Traceback' not in process.output()
+
+
+@pytest.fixture
+def cell() -> Iterator[Cell]:
+    cell = Cell('cell')
+    yield cell
+    cell.timer.cancel()
+    cell.alive = cell.asking = False
+    cell.close()
+
+
+def test_a_person_is_followed_inside_the_limits_and_held_on_each_fault(node, cell):
+    cell.status('waiting', 'no target yet')
+    cell.step_m, cell.asking = 0.002, True
+    cell.status('waiting', 'joint_state: no joint state on joint_states')
+    assert not cell.received('target_pose')
+    cell.offset_m, cell.alive = 0.0, True
+    cell.status('following')
+    cell.wait_for(lambda: len(cell.received('target_pose')) > 20, 'commands')
+    cell.step_m, cell.frame = 0.0, 'kitchen'
+    cell.status('holding', f"frame 'kitchen', expected '{ROBOT.base_frame}'")
+    cell.frame = ROBOT.base_frame
+    cell.status('following')
+    cell.bad = True
+    cell.status('holding', 'it must be finite')
+    cell.bad = False
+    cell.status('following')
+    cell.offset_m += 5.0  # clamped to the workspace, and still a jump
+    cell.status('holding', 'join at waypoint 0')
+    cell.offset_m -= 5.0
+    cell.status('following')
+    cell.asking = False
+    cell.status('holding', 'stale')
+    held = [pose_from_message(m) for m in cell.received('target_pose')[-3:]]
+    np.testing.assert_allclose(held[0], held[-1], atol=1e-3)
+    cell.asking = True
+    cell.status('following')
+    cell.alive = False
+    cell.status('holding', 'joint_state: the joint state is')
+    cell.alive = True
+    cell.status('following')
+    cell.enable(False)
+    cell.status('disabled')
+    for rule in ('frame', 'finite', 'join', 'stale', 'joint_state'):
+        assert int(cell.values(f'guard_reject_{rule}')) >= 1
+    assert int(cell.values('guard_clamp_workspace')) >= 1
+    checker = LimitsChecker.of(ROBOT.limits)
+    for command in cell.received('target_pose'):
+        checker.add(time_ns(command.header.stamp), pose_from_message(command, ROBOT.base_frame))
+    checker.require_none()
+    assert checker.largest['linear_m_s'] > 0.01  # it has moved
+
+
+def test_settings_that_make_no_sense_end_it_with_one_line(tmp_path):
+    file = tmp_path / 'guard.yaml'
+    file.write_text('limit_scale: 2.0\n')
+    process = NodeProcess(NODE, tmp_path / 'node.log', {'guard_file': str(file)}, '')
+    assert process.process.wait(60) == 1
+    assert 'guard: limit_scale must be in (0, 1], got 2.0' in process.output()
+    assert 'Traceback' not in process.output()
+
+
+@pytest.mark.sim
+def test_the_shipped_policy_keeps_the_limits_in_the_node(tmp_path):
+    """Simulator and policy_node with its guard, in lockstep: a simulated second of Lift."""
+    peer = PolicyPeer()
+    policy = {
+        'task': 'lift', 'use_sim_time': True, 'lockstep': True, 'enabled': False, 'autostart': True,
+        'denoising_steps': 4,
+    }  # fmt: skip
+    simulator = {'real_time_factor': 0.0, 'lockstep_timeout_s': 30.0}
+    try:
+        with (
+            node_process('sim_robot_node', tmp_path / 'sim.log', simulator),
+            node_process('policy_node', tmp_path / 'policy.log', policy) as node,
+        ):
+            peer.status('disabled', 'no commands')
+            assert peer.call(SetBool, 'policy_node/enable', SetBool.Request(data=True)).success
+            peer.wait_for(lambda: len(peer.received('target_pose')) >= 24, 'commands')
+            values = peer.diagnostics('policy')
+            assert 'Traceback' not in node.output()
+    finally:
+        peer.close()
+    assert int(values['guard_checked']) >= 3
+    assert float(values['latency_guard_p50_ms']) > 0.0
+    checker = LimitsChecker.of(ROBOT.limits)
+    for command in peer.received('target_pose'):
+        checker.add(time_ns(command.header.stamp), pose_from_message(command, ROBOT.base_frame))
+    checker.require_none()
+    assert checker.largest['linear_m_s'] > 0.02

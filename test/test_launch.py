@@ -225,5 +225,6 @@ def test_rviz_shows_topics_that_exist(repository):
     robot = yaml.safe_load((repository / 'config/robots/panda_sim.yaml').read_text())
     cameras = {camera['topic'] for camera in robot['cameras'].values()}
     poses = {robot['topics']['current_pose'], robot['topics']['target_pose']}
-    assert set(topics) == {'policy_node/path', *cameras, *poses}
+    ours = {f'policy_node/{name}' for name in ('path', 'samples', 'guard_markers')}
+    assert set(topics) == {*ours, *cameras, *poses}
     assert rviz['Visualization Manager']['Global Options']['Fixed Frame'] == robot['frames']['base']

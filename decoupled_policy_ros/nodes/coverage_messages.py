@@ -10,11 +10,12 @@ import array
 from typing import TYPE_CHECKING
 
 import numpy as np
-from geometry_msgs.msg import Point, Vector3
+from geometry_msgs.msg import Vector3
 from numpy.typing import NDArray
 from sensor_msgs.msg import PointCloud2, PointField
-from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
+
+from decoupled_policy_ros.nodes.markers import box_edges, colour, marker, points
 
 if TYPE_CHECKING:  # needs PyArrow, which rosdep can't install: the node says so if it is missing
     from decoupled_policy_ros.data.coverage.coverage import Coverage
@@ -23,8 +24,6 @@ POINT = np.dtype([('x', '<f4'), ('y', '<f4'), ('z', '<f4'), ('rgb', '<u4'), ('vi
 
 # Dark blue where the arm was once, yellow where it was most often.
 _ANCHORS = np.array([[0.16, 0.19, 0.45], [0.13, 0.45, 0.55], [0.25, 0.68, 0.45], [0.98, 0.90, 0.15]])
-_BOX = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)])
-_EDGES = [(i, i | bit) for i in range(8) for bit in (1, 2, 4) if not i & bit]
 _ARROW_M = 0.3  # the longest
 
 
@@ -65,8 +64,8 @@ def markers(coverage: Coverage) -> MarkerArray:
     visits = grid.visits[visited]
     return MarkerArray(
         markers=[
-            _box(coverage, 'workspace', grid.box_m, (0.9, 0.9, 0.9)),
-            _box(coverage, 'range', coverage.position_range_m, (0.85, 0.25, 0.2)),
+            box_edges(coverage.robot.base_frame, 'workspace', grid.box_m, (0.9, 0.9, 0.9)),
+            box_edges(coverage.robot.base_frame, 'range', coverage.position_range_m, (0.85, 0.25, 0.2)),
             _voxels(coverage, 'visited', visited, colours(visits, int(grid.visits.max())), 0.5),
             _voxels(coverage, 'reachable', coverage.reachable & ~visited, np.full((1, 3), 0.6), 0.04),
             *_arrows(coverage),
@@ -84,38 +83,27 @@ def colours(visits: NDArray, most: int) -> NDArray[np.float64]:
 
 
 def _marker(coverage: Coverage, namespace: str, kind: int, alpha: float = 1.0, index: int = 0) -> Marker:
-    marker = Marker(ns=namespace, id=index, type=kind, action=Marker.ADD, frame_locked=True)
-    marker.header.frame_id = coverage.robot.base_frame
-    marker.pose.orientation.w = 1.0
-    marker.color = ColorRGBA(r=1.0, g=1.0, b=1.0, a=alpha)
-    return marker
-
-
-def _box(coverage: Coverage, namespace: str, box_m: NDArray, rgb: tuple[float, float, float]) -> Marker:
-    marker = _marker(coverage, namespace, Marker.LINE_LIST)
-    marker.scale.x = 0.003
-    marker.color = ColorRGBA(r=rgb[0], g=rgb[1], b=rgb[2], a=1.0)
-    corners_m = box_m[0] + _BOX * (box_m[1] - box_m[0])
-    marker.points = [_point(corners_m[end]) for edge in _EDGES for end in edge]
-    return marker
+    message = marker(coverage.robot.base_frame, namespace, kind, (1.0, 1.0, 1.0), alpha, index)
+    message.frame_locked = True
+    return message
 
 
 def _voxels(
     coverage: Coverage, namespace: str, chosen: NDArray[np.bool_], rgb: NDArray, alpha: float
 ) -> Marker:
     """Cubes of the voxels `chosen`; `rgb` has a row for each, or one for all."""
-    marker = _marker(coverage, namespace, Marker.CUBE_LIST, alpha)
+    message = _marker(coverage, namespace, Marker.CUBE_LIST, alpha)
     if not chosen.any():
-        marker.action = Marker.DELETE  # RViz warns about a list of nothing
-        return marker
+        message.action = Marker.DELETE  # RViz warns about a list of nothing
+        return message
     sizes_m = 0.9 * coverage.grid.sizes_m  # gaps let one see between them
-    marker.scale = Vector3(x=sizes_m[0], y=sizes_m[1], z=sizes_m[2])
-    marker.points = [_point(centre) for centre in coverage.grid.centres_m(chosen)]
+    message.scale = Vector3(x=sizes_m[0], y=sizes_m[1], z=sizes_m[2])
+    message.points = points(coverage.grid.centres_m(chosen))
     if len(rgb) == 1:
-        marker.color = ColorRGBA(r=rgb[0, 0], g=rgb[0, 1], b=rgb[0, 2], a=alpha)
+        message.color = colour(rgb[0], alpha)
     else:
-        marker.colors = [ColorRGBA(r=r, g=g, b=b, a=alpha) for r, g, b in rgb.tolist()]
-    return marker
+        message.colors = [colour(each, alpha) for each in rgb.tolist()]
+    return message
 
 
 def _arrows(coverage: Coverage) -> list[Marker]:
@@ -126,27 +114,22 @@ def _arrows(coverage: Coverage) -> list[Marker]:
     arrows = []
     for index in np.flatnonzero(counts).tolist():
         share = counts[index] / counts.max()
-        marker = _marker(coverage, 'directions', Marker.ARROW, index=index)
-        marker.points = [_point(start_m), _point(start_m + centres[index] * _ARROW_M * share)]
-        marker.scale = Vector3(x=0.006, y=0.014, z=0.02)  # shaft, head, and the head's length
-        marker.color = ColorRGBA(r=0.95, g=0.55, b=0.15, a=1.0)
-        arrows.append(marker)
+        message = _marker(coverage, 'directions', Marker.ARROW, index=index)
+        message.points = points([start_m, start_m + centres[index] * _ARROW_M * share])
+        message.scale = Vector3(x=0.006, y=0.014, z=0.02)  # shaft, head, and the head's length
+        message.color = colour((0.95, 0.55, 0.15))
+        arrows.append(message)
     return arrows
 
 
 def _summary(coverage: Coverage) -> Marker:
-    marker = _marker(coverage, 'summary', Marker.TEXT_VIEW_FACING)
+    message = _marker(coverage, 'summary', Marker.TEXT_VIEW_FACING)
     lower_m, upper_m = coverage.grid.box_m
-    marker.pose.position = _point([*(lower_m + upper_m)[:2] / 2, upper_m[2] + 0.05])
-    marker.scale.z = 0.04
+    message.pose.position = points([[*(lower_m + upper_m)[:2] / 2, upper_m[2] + 0.05]])[0]
+    message.scale.z = 0.04
     reachable = max(int(coverage.reachable.sum()), 1)
-    marker.text = (
+    message.text = (
         f'{coverage.n_motions} motions, {coverage.duration_s / 60:.0f} min: {coverage.visited.mean():.1%} of the '
         f'workspace, {coverage.visited.sum() / reachable:.1%} of what is reachable'
     )
-    return marker
-
-
-def _point(position_m: NDArray | list[float]) -> Point:
-    x, y, z = (float(value) for value in position_m)
-    return Point(x=x, y=y, z=z)
+    return message

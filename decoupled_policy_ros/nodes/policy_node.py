@@ -121,6 +121,7 @@ class PolicyNode(LifecycleNode):
         self.instruction = engine.instruction
         self.outputs = PolicyOutputs(self, robot, self._status)
         steering, joints = policy_steering(robot, settings)
+        self.outputs.publish_guard(steering.guard)
         qos = STATE if settings.lockstep else SENSOR  # a lost picture would make a simulator wait in vain
         self.inputs = Inputs(self, robot, policy.contract, qos, self._on_observed, joints)
         self.loop = PolicyLoop(

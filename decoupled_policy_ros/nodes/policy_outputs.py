@@ -22,9 +22,11 @@ from decoupled_policy_ros.nodes.common import (
     time_message,
     transform_message,
 )
+from decoupled_policy_ros.nodes.policy_markers import PolicyMarkers
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.poses import GRIPPER_CLOSED, GRIPPER_OPEN
 from decoupled_policy_ros.runtime.chunks import Chunk
+from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING
 
 LEVELS = {FOLLOWING: DiagnosticStatus.OK, DISABLED: DiagnosticStatus.OK, FAILED: DiagnosticStatus.ERROR}
@@ -49,11 +51,13 @@ class PolicyOutputs:
         self._commands = CommandPublisher(robot, self._target_pose, self._gripper)
         self._trajectory = node.create_lifecycle_publisher(MultiDOFJointTrajectory, '~/trajectory', COMMAND)
         self._path = node.create_lifecycle_publisher(Path, '~/path', COMMAND)
+        self._markers = PolicyMarkers(node, robot)
 
     def close(self) -> None:
         """Destroy the publishers."""
         for publisher in (self._target_pose, self._gripper, self._trajectory, self._path):
             self._node.destroy_lifecycle_publisher(publisher)
+        self._markers.close()
 
     def publish_command(self, pose_base_ee: NDArray[np.float64], stamp_ns: int) -> None:
         """Publish the target pose (4, 4)."""
@@ -74,6 +78,11 @@ class PolicyOutputs:
             for i in chunk.ahead()
         ]
         self._path.publish(path)
+        self._markers.show_chunks([chunk])
+
+    def publish_guard(self, guard: Guard | None) -> None:
+        """Show what the guard keeps the arm out of."""
+        self._markers.show_guard(guard)
 
     def publish_state(self, state: str, reason: str) -> None:
         """Publish and log a change of state."""

@@ -56,6 +56,10 @@ class Plan:
 class Steering(Protocol):
     """Turns chunks into commands. `plan` may take its time and runs on the worker, the rest under the loop's lock."""
 
+    @property
+    def guard(self) -> Guard | None:
+        """What checks the chunks, if anything does."""
+
     def plan(self, chunk: Chunk, now_ns: int) -> Plan:
         """What will be followed of a chunk.
 
@@ -91,6 +95,8 @@ class Joints(Protocol):
 
 class Direct:
     """Follows chunks as they were predicted."""
+
+    guard = None
 
     def __init__(self) -> None:
         self._chunk: Chunk | None = None

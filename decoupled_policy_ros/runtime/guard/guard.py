@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.robot.shapes import Box
 from decoupled_policy_ros.runtime.guard.collision import CollisionChecks
 from decoupled_policy_ros.runtime.guard.joints import JointChecks, JointPath
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings
@@ -83,6 +84,11 @@ class Guard:
             settings.looks_at('self_collision'),
             settings.looks_at('boxes'),
         )
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """Boxes that are looked at: the robot's own and those of the settings."""
+        return self._collisions.boxes
 
     def check(self, request: Request) -> Verdict:
         """What may be executed of a motion, and what was found."""

@@ -27,6 +27,7 @@ class EvaluateOptions:
         sampler: ddim or ddpm for a backbone of diffusion, euler for one of flow matching; the first by default.
         checkpoint: last weights of a policy, or the best in its folder `best`; last by default, best for MimicGen.
         instruction: what a policy with language is told; by default what each simulated task is about.
+        guard: send chunks through the guard, with its defaults for the robot.
         workers: processes; one per core by default. On a cluster its CPUs decide.
         lanes: episodes that a process plays at a time, their chunks denoised together; 8 by default, 1 with pictures.
         ray: address of a Ray cluster whose machines share this file system; local for one on this machine.
@@ -44,6 +45,7 @@ class EvaluateOptions:
     sampler: str | None = None
     checkpoint: Literal['last', 'best'] | None = None
     instruction: str | None = None
+    guard: bool = False
     workers: int | None = None
     lanes: int | None = None
     ray: str | None = None
@@ -108,6 +110,7 @@ def _spec(policy: str, task: str, checkpoint: str, options: EvaluateOptions) -> 
         checkpoint=checkpoint,
         sampler=options.sampler,
         instruction=options.instruction,
+        guard=options.guard,
     )
 
 

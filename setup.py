@@ -84,7 +84,7 @@ setup(
         'sim': ['av>=16', 'mujoco==3.3.0', 'robosuite==1.4.1'],
         'train': ['accelerate>=1.0', 'av>=16', 'matplotlib>=3.8', 'pydantic>=2.5'],
         'datasets': ['h5py>=3.10'],  # robomimic, MimicGen and LIBERO files
-        'cluster': ['ray>=2.9'],  # convert --ray
+        'cluster': ['ray>=2.9'],  # convert --ray, evaluate --ray
         'language': ['sentence-transformers>=3'],
         'test': TEST,  # colcon test looks for pytest in an extra of this name
         'dev': [

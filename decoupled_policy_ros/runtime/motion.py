@@ -28,6 +28,8 @@ from decoupled_policy_ros.robot import poses
 Array = NDArray[np.float64]
 
 NS_PER_S = 1_000_000_000
+#: Borders nearer to each other than this are one.
+APART_NS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +130,16 @@ class Path:
         lines[0] = begin
         lines[1:-1] = steps / np.diff(self._knot_times_s)[:, None]
         self._lines = lines
+
+    @property
+    def borders_ns(self) -> list[int]:
+        """Increasing stamps, from the start to the end, between which the acceleration is constant or zero."""
+        knots_s, corners_s = self._knot_times_s, self._corners_s
+        since_s = np.concatenate([[0.0], knots_s - corners_s, knots_s + corners_s])
+        since_ns = np.unique(np.round(since_s * NS_PER_S).astype(np.int64))
+        apart = since_ns[1:][np.diff(since_ns) > APART_NS]
+        inside = [self.start_ns + int(since) for since in apart]
+        return [self.start_ns, *(at for at in inside if at < self.end_ns - APART_NS), self.end_ns]
 
     def state(self, stamp_ns: int) -> MotionState:
         """Pose and velocity at a time; before the start the start's, after the end at rest there."""

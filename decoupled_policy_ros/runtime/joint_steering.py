@@ -1,0 +1,165 @@
+"""The way of the joints beside the way of the end effector, for controllers that want joint trajectories.
+
+Each adopted path becomes one trajectory with absolute stamps. It begins now, on the trajectory before it, so that a
+controller which replaces one by the other notices nothing, and it ends at rest, so that an arm which hears nothing
+more comes to rest by itself. A hold becomes the trajectory of coming to rest, and so does the end of all commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.runtime.chunks import NS_PER_S, Chunk
+from decoupled_policy_ros.runtime.guard.guard import missing_joints
+from decoupled_policy_ros.runtime.guard.verdict import Finding
+from decoupled_policy_ros.runtime.joint_motion import STOP_INTERVALS, JointMotion, JointPlanner, braking
+from decoupled_policy_ros.runtime.motion import Motion
+from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded, Joints, Plan
+from decoupled_policy_ros.runtime.stopping import Stop
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class JointPlan(Plan):
+    """A path with the joints' motion along it."""
+
+    joints: JointMotion | None = None
+
+
+class InJoints:
+    """Steering that also publishes what it does as motions of the joints.
+
+    Args:
+        steering: decides what is followed.
+        robot: gives kinematics.
+        joints: where the arm is, for the beginning.
+        publish: told of each motion of the joints; the newest replaces all others.
+        now_ns: the node's clock.
+        lockstep: time waits for commands: what is published of a motion ends where the next chunk is due.
+    """
+
+    def __init__(
+        self,
+        steering: Guarded,
+        robot: RobotDescription,
+        joints: Joints,
+        publish: Callable[[JointMotion], None],
+        now_ns: Callable[[], int],
+        lockstep: bool,
+    ):
+        self._steering, self._joints, self._publish, self._now_ns = steering, joints, publish, now_ns
+        self._lockstep = lockstep
+        self.guard = steering.guard
+        self._limits = self.guard.limits
+        # Paths are planned on the worker while the streamer may have to stop: one object for each.
+        self._planner = JointPlanner(robot, self._limits)
+        self._stopper = JointPlanner(robot, self._limits)
+        self._commanded: JointMotion | None = None
+        self._stop: Motion | None = None
+        self._last_ns = 0
+
+    def plan(self, chunk: Chunk, now_ns: int) -> Plan:
+        """What the steering plans, with the joints for it; raises ChunkRejected where there are none."""
+        commanded, measured = self._commanded, self._joints.positions(now_ns)
+        plan = self._steering.plan(chunk, now_ns)
+        path = plan.path
+        assert path is not None
+        if commanded is None and measured is None:
+            raise self._rejected(missing_joints(self._joints.why_not(now_ns)))
+        stamps_ns = path.borders_ns
+        if commanded is None:
+            motion, found = self._motion(self._planner, path, stamps_ns, measured)
+        else:
+            motion, found = self._motion(self._planner, path, stamps_ns, commanded.at(stamps_ns[0])[0])
+            motion = _joined(commanded, now_ns, motion)
+        if found is not None:
+            raise self._rejected(found)
+        return JointPlan(plan.chunk, path, motion)
+
+    def adopt(self, plan: Plan) -> bool:
+        """Follow a plan, and publish its joints; False where it came too late."""
+        assert isinstance(plan, JointPlan) and plan.joints is not None
+        if not self._steering.adopt(plan):
+            return False
+        self._commanded, self._stop = plan.joints, None
+        if self._lockstep:
+            chunk = plan.chunk
+            last_ns = chunk.replan_stamp_ns - round(NS_PER_S / chunk.rate_hz)
+            self._publish(plan.joints.until(max(last_ns, plan.joints.stamps_ns[0])))
+        else:
+            self._publish(plan.joints)
+        return True
+
+    def follow(self, now_ns: int) -> tuple[Array, float]:
+        """Where the steering is at a time."""
+        self._last_ns = now_ns
+        return self._steering.follow(now_ns)
+
+    def hold(self, now_ns: int) -> Array | None:
+        """Come to rest as the steering does, once for each time that it has to."""
+        pose = self._steering.hold(now_ns)
+        stop = self._steering.motion
+        if isinstance(stop, Stop) and stop is not self._stop and self._commanded is not None:
+            self._stop = stop
+            times = np.linspace(0.0, max(stop.duration_s, 1e-3), STOP_INTERVALS + 1)
+            stamps_ns = [stop.start_ns + round(time_s * NS_PER_S) for time_s in times]
+            before = self._commanded.at(stamps_ns[0])[0]
+            # Where the way out leads beyond reach, the arm comes as near to it as it gets: there is no better stop.
+            self._commanded, _ = self._motion(self._stopper, stop, stamps_ns, before)
+            self._publish(self._commanded)
+        elif self._lockstep and self._commanded is not None:
+            self._publish(_point(self._commanded, now_ns))  # each step is waited for
+        self._last_ns = now_ns
+        return pose
+
+    def reset(self) -> None:
+        """Bring the arm to rest and forget what was commanded."""
+        commanded, self._commanded, self._stop = self._commanded, None, None
+        self._steering.reset()
+        if commanded is None:
+            return
+        now_ns = self._now_ns()
+        # Time may have been set back: then the arm is where it was told to be last.
+        since_ns = now_ns if now_ns >= commanded.stamps_ns[0] else self._last_ns
+        positions, velocities = commanded.at(since_ns)
+        if velocities.any():
+            self._publish(braking(positions, velocities, now_ns, self._limits.acceleration_rad_s2))
+
+    def values(self) -> dict[str, str]:
+        """What the steering reports."""
+        return self._steering.values()
+
+    def _motion(
+        self, planner: JointPlanner, motion: Motion, stamps_ns: Sequence[int], from_rad: Array | None
+    ) -> tuple[JointMotion, Finding | None]:
+        assert from_rad is not None
+        return planner.motion([motion.state(stamp) for stamp in stamps_ns], stamps_ns, from_rad)
+
+    def _rejected(self, found: Finding) -> ChunkRejected:
+        self._steering.statistics.found((found,))
+        return ChunkRejected(str(found))
+
+
+def _point(motion: JointMotion, stamp_ns: int) -> JointMotion:
+    positions, velocities = motion.at(stamp_ns)
+    return JointMotion([stamp_ns], positions[None], velocities[None])
+
+
+def _joined(before: JointMotion, now_ns: int, after: JointMotion) -> JointMotion:
+    """One motion: what was commanded from now on, until another one begins."""
+    stamps_ns = [now_ns, *(stamp for stamp in before.stamps_ns if now_ns < stamp < after.stamps_ns[0])]
+    if now_ns >= after.stamps_ns[0]:
+        return after
+    points = [before.at(stamp) for stamp in stamps_ns]
+    assert after.velocities_rad_s is not None
+    return JointMotion(
+        [*stamps_ns, *after.stamps_ns],
+        np.concatenate([np.stack([position for position, _ in points]), after.positions_rad]),
+        np.concatenate([np.stack([velocity for _, velocity in points]), after.velocities_rad_s]),
+    )

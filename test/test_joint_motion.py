@@ -1,0 +1,214 @@
+"""Motions of the joints: along what a policy is allowed to do, from one trajectory to the next, and to rest."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.robot.poses import action_from_pose
+from decoupled_policy_ros.runtime.chunks import Chunk
+from decoupled_policy_ros.runtime.guard.guard import Guard
+from decoupled_policy_ros.runtime.guard.settings import RULES, GuardSettings
+from decoupled_policy_ros.runtime.joint_motion import JointMotion, JointPlanner, braking
+from decoupled_policy_ros.runtime.joint_steering import InJoints, JointPlan
+from decoupled_policy_ros.runtime.motion import MotionState
+from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded
+
+ROBOT = load_robot('fr3')
+KINEMATICS = Kinematics(ROBOT)
+HOME = KINEMATICS.forward(ROBOT.home_rad)
+MS = 1_000_000
+EPOCH_NS = 1_000_000 * MS
+
+
+class Arm:
+    """An arm that is where it was told to be, a clock, and a controller that hears of motions of the joints."""
+
+    def __init__(self, lockstep: bool = False, settings: GuardSettings | None = None):
+        self.joints_rad: NDArray[np.float64] | None = ROBOT.home_rad
+        self.now_ns = EPOCH_NS
+        self.published: list[JointMotion] = []
+        self.guarded = Guarded(Guard(ROBOT, settings), KINEMATICS, self, lockstep)
+        self.steering = InJoints(
+            self.guarded, ROBOT, self, self.published.append, lambda: self.now_ns, lockstep
+        )
+
+    def positions(self, _now_ns: int) -> NDArray[np.float64] | None:
+        return self.joints_rad
+
+    def why_not(self, _now_ns: int) -> str:
+        return 'nobody said'
+
+    def chunk(self, speed_m_s: float = 0.1, bend: float = 0.0, turns: float = 0.0) -> Chunk:
+        """A circle in the y-z plane and around, from where a cycle of `turns` per second is now."""
+        times_s = (self.now_ns - EPOCH_NS) * 1e-9 + 0.05 * np.arange(-1, 15)
+        poses = np.tile(HOME, (16, 1, 1))
+        if turns:
+            angle = 2 * np.pi * turns * times_s
+            poses[:, 1, 3] += 0.1 * np.sin(angle)
+            poses[:, 2, 3] += 0.06 * (np.cos(angle) - 1)
+        else:
+            poses[:, 1, 3] += speed_m_s * times_s
+            poses[:, 2, 3] += bend * times_s**2
+        return Chunk(action_from_pose(poses, -1.0), self.now_ns, 20.0)
+
+    def cycle(self, chunk: Chunk, late_ms: int = 30, follow: bool = True) -> JointPlan:
+        """Plan a chunk some time after its observation, adopt it, and follow it until the next is due."""
+        plan = self.steering.plan(chunk, self.now_ns + late_ms * MS)
+        assert isinstance(plan, JointPlan) and self.steering.adopt(plan)
+        if follow:
+            for now_ns in range(self.now_ns + 50 * MS, self.now_ns + 401 * MS, 25 * MS):
+                self.steering.follow(now_ns)
+                self.now_ns = now_ns
+            self.joints_rad = self.published[-1].at(self.now_ns)[0]
+        return plan
+
+
+def test_the_joints_lead_the_end_effector_along_the_path():
+    arm = Arm()
+    for _ in range(3):
+        plan = arm.cycle(arm.chunk(turns=0.25))
+        motion = plan.joints
+        for stamp_ns in range(plan.path.start_ns, plan.path.end_ns, 7 * MS):
+            joints_rad, _ = motion.at(stamp_ns)
+            wanted = plan.path.state(stamp_ns).pose
+            np.testing.assert_allclose(KINEMATICS.forward(joints_rad), wanted, atol=5e-4)
+        assert not motion.velocities_rad_s[-1].any()  # a controller may insist on that
+        assert np.all(np.diff(motion.stamps_ns) > 0)
+    assert arm.published[-1] is motion
+
+
+def test_velocities_are_those_of_the_positions():
+    arm = Arm()
+    motion = arm.cycle(arm.chunk(turns=0.25)).joints
+    inside = np.arange(motion.stamps_ns[0] + 5 * MS, motion.stamps_ns[-1] - 5 * MS, 10 * MS)
+    for stamp_ns in inside:
+        ahead, behind = motion.at(int(stamp_ns) + MS)[0], motion.at(int(stamp_ns) - MS)[0]
+        np.testing.assert_allclose(motion.at(int(stamp_ns))[1], (ahead - behind) / 2e-3, atol=0.02)
+
+
+def test_a_trajectory_begins_now_and_on_the_one_before_it():
+    arm = Arm()
+    before = arm.cycle(arm.chunk(turns=0.25)).joints
+    plan = arm.cycle(arm.chunk(turns=0.25), late_ms=30, follow=False)
+    after, now_ns = plan.joints, arm.now_ns + 30 * MS
+    assert after.stamps_ns[0] == now_ns < plan.path.start_ns  # no waypoint that is past, and no gap
+    for stamp_ns in np.linspace(now_ns, plan.path.start_ns, 5).astype(int):
+        for one, other in zip(before.at(int(stamp_ns)), after.at(int(stamp_ns)), strict=True):
+            np.testing.assert_allclose(one, other, atol=0.03)
+    np.testing.assert_allclose(before.at(now_ns)[0], after.at(now_ns)[0], atol=1e-9)
+
+
+def test_an_elbow_does_not_wander_away():
+    arm = Arm()
+    for _ in range(80):  # 32 s, eight rounds
+        arm.cycle(arm.chunk(turns=0.25))
+    assert np.abs(arm.joints_rad - ROBOT.home_rad).max() < 0.25
+    wanted = arm.guarded.motion.state(arm.now_ns).pose
+    np.testing.assert_allclose(KINEMATICS.forward(arm.joints_rad), wanted, atol=1e-3)
+
+
+def test_a_hold_comes_to_rest_where_the_steering_does_and_only_once():
+    arm = Arm()
+    arm.cycle(arm.chunk(0.2))
+    before = arm.published[-1]
+    for wait_ms in (20, 40, 400):
+        pose = arm.steering.hold(arm.now_ns + wait_ms * MS)
+    assert len(arm.published) == 2
+    stop = arm.published[-1]
+    positions, velocities = stop.at(stop.stamps_ns[0])
+    np.testing.assert_allclose(positions, before.at(stop.stamps_ns[0])[0], atol=1e-3)
+    np.testing.assert_allclose(velocities, before.at(stop.stamps_ns[0])[1], atol=0.03)
+    assert np.abs(stop.velocities_rad_s[-1]).max() < 1e-12
+    np.testing.assert_allclose(KINEMATICS.forward(stop.positions_rad[-1]), pose, atol=5e-4)
+    arm.now_ns += 500 * MS
+    arm.joints_rad = stop.positions_rad[-1]
+    motion = arm.cycle(arm.chunk(0.2)).joints
+    np.testing.assert_allclose(motion.positions_rad[0], stop.positions_rad[-1], atol=1e-6)
+
+
+def test_the_end_of_all_commands_brakes_within_the_accelerations():
+    arm = Arm()
+    arm.cycle(arm.chunk(0.2))
+    before = arm.published[-1]
+    arm.steering.reset()
+    stop = arm.published[-1]
+    assert stop is not before and stop.stamps_ns[0] == arm.now_ns
+    for one, other in zip(stop.at(arm.now_ns), before.at(arm.now_ns), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
+    assert not stop.velocities_rad_s[-1].any()
+    arm.steering.reset()  # nothing is followed any more: nothing to be said
+    assert len(arm.published) == 2
+
+
+def test_time_that_was_set_back_brakes_from_the_last_command():
+    arm = Arm()
+    arm.cycle(arm.chunk(0.2))
+    before, last_ns = arm.published[-1], arm.now_ns
+    arm.now_ns = EPOCH_NS - 3600 * 1000 * MS
+    arm.steering.reset()
+    assert arm.published[-1].stamps_ns[0] == arm.now_ns
+    np.testing.assert_allclose(arm.published[-1].positions_rad[0], before.at(last_ns)[0], atol=1e-9)
+
+
+def test_in_lockstep_a_trajectory_ends_where_the_next_chunk_is_due():
+    arm = Arm(lockstep=True)
+    chunk = arm.chunk()
+    plan = arm.cycle(chunk, late_ms=0)
+    assert arm.published[-1].stamps_ns[-1] == chunk.replan_stamp_ns - 50 * MS < plan.joints.stamps_ns[-1]
+    for _ in range(3):
+        arm.now_ns += 50 * MS
+        arm.steering.hold(arm.now_ns)
+    assert arm.published[-1].stamps_ns[0] == arm.now_ns  # each step is waited for
+
+
+def test_unreachable_joints_are_refused_with_the_reason():
+    arm = Arm(settings=GuardSettings(frozenset(RULES) - {'finite', 'rotation'}))
+    # A metre a second straight out of reach, which this guard was told to let through.
+    poses = np.tile(HOME, (16, 1, 1))
+    poses[:, 0, 3] += 0.05 * np.arange(16)
+    chunk = Chunk(action_from_pose(poses, -1.0), arm.now_ns, 20.0)
+    with pytest.raises(ChunkRejected, match='what is left at point') as refused:
+        arm.steering.plan(chunk, arm.now_ns)
+    assert 'reject' in str(refused.value)
+    assert arm.steering.values()['guard_reject_reach'] == '1'
+    assert arm.steering.hold(arm.now_ns) is None and not arm.published
+
+
+def test_joints_that_nobody_knows_are_refused():
+    arm = Arm()
+    arm.joints_rad = None
+    with pytest.raises(ChunkRejected, match='nobody said'):
+        arm.steering.plan(arm.chunk(), arm.now_ns)
+
+
+def test_too_fast_for_the_joints_is_found():
+    planner = JointPlanner(ROBOT, ROBOT.limits)
+    there = HOME.copy()
+    there[1, 3] += 0.2
+    states = [MotionState.at_rest(HOME), MotionState.at_rest(there)]
+    _, found = planner.motion(states, [0, 50 * MS], ROBOT.home_rad)
+    assert found.rule == 'joint_velocity' and found.value > found.limit and 'fr3_joint' in found.detail
+
+
+@given(st.floats(-2.0, 2.0), st.floats(-2.0, 2.0))
+def test_braking_never_turns_back_or_accelerates_too_much(first, second):
+    limit = np.array([3.0, 10.0])
+    motion = braking(np.zeros(2), np.array([first, second]), 5, limit)
+    speeds = np.abs(motion.velocities_rad_s)
+    assert np.all(np.diff(speeds, axis=0) <= 1e-12) and np.all(speeds[-1] == 0.0)
+    durations_s = np.diff(motion.stamps_ns)[:, None] * 1e-9
+    assert np.all(np.abs(np.diff(motion.velocities_rad_s, axis=0)) / durations_s <= limit * 1.01 + 1e-9)
+
+
+def test_between_points_cubic_with_velocities_and_straight_without():
+    stamps_ns, positions = [0, 100 * MS], np.array([[0.0], [1.0]])
+    assert JointMotion(stamps_ns, positions).at(25 * MS)[0] == pytest.approx(0.25)
+    cubic = JointMotion(stamps_ns, positions, np.zeros((2, 1)))
+    assert cubic.at(25 * MS)[0] == pytest.approx(3 * 0.25**2 - 2 * 0.25**3)
+    assert cubic.at(-MS)[0] == 0.0 and cubic.at(200 * MS)[0] == 1.0
+    part = cubic.until(50 * MS)
+    assert part.stamps_ns[-1] == 50 * MS and part.at(25 * MS)[0] == pytest.approx(cubic.at(25 * MS)[0])

@@ -28,6 +28,7 @@ from decoupled_policy_ros.nodes.common import (
     SENSOR,
     declare_settings,
     diagnostic_status,
+    diagnostics_name,
     parameter,
     read_robot,
     spin_main,
@@ -191,7 +192,9 @@ class CommandGuardNode(Node):
         reason = '' if calm else self.follower.reason
         text = f'{self._state}: {reason}' if reason else self._state
         level = DiagnosticStatus.OK if calm else DiagnosticStatus.WARN
-        return diagnostic_status(f'{self.get_name()}: guard', level, text, self.follower.statistics.values())
+        return diagnostic_status(
+            diagnostics_name(self, 'guard'), level, text, self.follower.statistics.values()
+        )
 
     def _publish_diagnostics(self) -> None:
         message = DiagnosticArray(status=[self._message()])

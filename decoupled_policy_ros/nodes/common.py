@@ -208,6 +208,11 @@ def pose_from_position_orientation(position: Any, orientation: Any) -> NDArray[n
     return pose_from_position_quat(position_m, (orientation.x, orientation.y, orientation.z, orientation.w))
 
 
+def diagnostics_name(node: Node, part: str) -> str:
+    """Name of a status of a node's; the namespace tells two nodes of one name apart."""
+    return f'{node.get_fully_qualified_name().lstrip("/")}: {part}'
+
+
 def diagnostic_status(
     name: str, level: bytes, text: str, values: Mapping[str, str] | None = None, hardware_id: str = ''
 ) -> DiagnosticStatus:

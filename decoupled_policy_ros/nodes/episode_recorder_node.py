@@ -28,6 +28,7 @@ from decoupled_policy_ros.nodes.common import (
     LATCHED,
     NS_PER_S,
     declare_settings,
+    diagnostics_name,
     read_robot,
     spin_main,
 )
@@ -245,7 +246,7 @@ class EpisodeRecorderNode(Node):
         level, text, values = self._judge((self._now_ns() - self._started_ns) / NS_PER_S)
         status = DiagnosticStatus(
             level=level,
-            name=f'{self.get_name()}: episodes',
+            name=diagnostics_name(self, 'episodes'),
             message=text,
             hardware_id=self.robot.name,
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],

@@ -21,7 +21,14 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
 from decoupled_policy_ros.data.motions.joint_rows import JointRows
-from decoupled_policy_ros.nodes.common import LATCHED, declare_settings, parameter, read_robot, spin_main
+from decoupled_policy_ros.nodes.common import (
+    LATCHED,
+    declare_settings,
+    diagnostics_name,
+    parameter,
+    read_robot,
+    spin_main,
+)
 from decoupled_policy_ros.nodes.recorder_intake import Intake
 
 if TYPE_CHECKING:  # they need PyArrow, which rosdep can't install: the node says so if it is missing
@@ -141,7 +148,7 @@ class KinematicsRecorderNode(Node):
         level, text = self._judge(values)
         status = DiagnosticStatus(
             level=level,
-            name=f'{self.get_name()}: motions',
+            name=diagnostics_name(self, 'motions'),
             message=text,
             hardware_id=self.robot.name,
             values=[KeyValue(key=key, value=_text(value)) for key, value in values.items()],

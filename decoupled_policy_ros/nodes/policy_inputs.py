@@ -95,6 +95,7 @@ class Inputs:
         joints: JointStates | None = None,
     ):
         self._node, self._notify, self._joints = node, notify, joints
+        self._rate_hz = contract.rate_hz
         self.streams = {name: Stream(source) for name, source in stream_sources(robot, contract).items()}
         self._subscriptions = [
             node.create_subscription(
@@ -119,7 +120,7 @@ class Inputs:
 
     def status(self, name: str, now_ns: int, observed_ages_s: dict[str, float]) -> DiagnosticStatus:
         """Rate, age and refusals of each stream, and the age with which it last entered a chunk."""
-        values: dict[str, str] = {}
+        values = {'required_rate_hz': f'{self._rate_hz:g}'}
         for stream_name, stream in self.streams.items():
             latest_ns = stream.buffer.latest_stamp_ns
             values |= {
@@ -128,10 +129,12 @@ class Inputs:
                 f'{stream_name}_age_s': 'never'
                 if latest_ns is None
                 else f'{(now_ns - latest_ns) * 1e-9:.3f}',
-                f'{stream_name}_observed_age_s': f'{observed_ages_s.get(stream_name, 0.0):.3f}',
+                f'{stream_name}_max_age_s': f'{stream.source.spec.max_age_s:g}',
                 f'{stream_name}_refused': str(stream.refused + stream.buffer.rejected),
                 f'{stream_name}_last_refusal': stream.last_refusal,
             }
+            if stream_name in observed_ages_s:
+                values[f'{stream_name}_observed_age_s'] = f'{observed_ages_s[stream_name]:.3f}'
         troubles = [
             trouble
             for stream_name, stream in self.streams.items()

@@ -30,6 +30,7 @@ from decoupled_policy_ros.nodes.common import (
     STATE,
     RCLError,
     declare_settings,
+    diagnostics_name,
     missing_module,
     read_robot,
     read_settings,
@@ -275,22 +276,22 @@ class PolicyNode(LifecycleNode):
     # --- what it says ---------------------------------------------------------------------------
 
     def _say_state(self, state: str) -> None:
-        self._status.publish(status_message(f'{self.get_name()}: policy', 'disabled', state))
+        self._status.publish(status_message(diagnostics_name(self, 'policy'), 'disabled', state))
 
     def _publish_diagnostics(self) -> None:
         loop, inputs = self.loop, self.inputs
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
-        name = self.get_name()
+        name, streams = diagnostics_name(self, 'policy'), diagnostics_name(self, 'streams')
         values = {'lifecycle': self.state_label, 'instruction': self.instruction}
         values['refused_instructions'] = str(self._refused_instructions)
         if loop is None or inputs is None:
-            message.status = [status_message(f'{name}: policy', 'disabled', self.state_label, values)]
+            message.status = [status_message(name, 'disabled', self.state_label, values)]
         else:
             state, reason, numbers, ages_s = loop.report()
             message.status = [
-                status_message(f'{name}: policy', state, reason, values | numbers),
-                inputs.status(f'{name}: streams', self._now_ns(), ages_s),
+                status_message(name, state, reason, values | numbers),
+                inputs.status(streams, self._now_ns(), ages_s),
             ]
             if self.state_label == 'active':
                 self._status.publish(message.status[0])

@@ -18,6 +18,7 @@ from decoupled_policy_ros.nodes.common import (
     COMMAND,
     NS_PER_S,
     diagnostic_status,
+    diagnostics_name,
     pose_stamped,
     time_message,
     transform_message,
@@ -86,7 +87,7 @@ class PolicyOutputs:
 
     def publish_state(self, state: str, reason: str) -> None:
         """Publish and log a change of state."""
-        message = status_message(f'{self._node.get_name()}: policy', state, reason)
+        message = status_message(diagnostics_name(self._node, 'policy'), state, reason)
         self._status.publish(message)
         # Two calls: rclpy allows one severity for each line that logs.
         if message.level == DiagnosticStatus.OK:

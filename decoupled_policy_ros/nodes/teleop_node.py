@@ -27,6 +27,7 @@ from decoupled_policy_ros.nodes.common import (
     LATCHED,
     declare_settings,
     diagnostic_status,
+    diagnostics_name,
     read_robot,
     spin_main,
 )
@@ -221,7 +222,7 @@ class TeleopNode(Node):
         teleop = self.teleop
         bad = teleop.state == WAITING or (teleop.enabled and teleop.silent)
         return diagnostic_status(
-            f'{self.get_name()}: teleoperation',
+            diagnostics_name(self, 'teleoperation'),
             DiagnosticStatus.WARN if bad else DiagnosticStatus.OK,
             f'{teleop.state}: {teleop.reason}' if teleop.reason else teleop.state,
             values,

@@ -64,6 +64,7 @@ class Statistics:
         self.refusals: Counter[str] = Counter()
         self.ages_s: dict[str, float] = {}
         self._period_ns = command_period_ns
+        self._cycle_ns = 0
         self._timings_ms: dict[str, Window] = {}
         self._reactions_ms, self._intervals_ms = Window(), Window()
         self.state_begins()
@@ -93,6 +94,7 @@ class Statistics:
             late_ns = observed_ns - self._due_ns - round(1.5 * NS_PER_S / chunk.rate_hz)
             self.cycles_missed += max(0, 1 + late_ns // (due_ns - observed_ns))
         self._due_ns, self._observed_ns, self._begins_ns = due_ns, observed_ns, begins_ns
+        self._cycle_ns = due_ns - observed_ns
 
     def add_command(self, stamp_ns: int, published_ns: int, followed: bool) -> None:
         """Count a command for a time, published at another on the same clock; `followed` if it is a chunk's."""
@@ -124,7 +126,7 @@ class Snapshot:
         self._timings_ms = {stage: window.copy() for stage, window in statistics._timings_ms.items()}
         self._reactions_ms = statistics._reactions_ms.copy()
         self._intervals_ms = statistics._intervals_ms.copy()
-        self._period_ns = statistics._period_ns
+        self._period_ns, self._cycle_ns = statistics._period_ns, statistics._cycle_ns
         self._state_age_s = time.monotonic() - statistics._state_since_s
 
     def values(self) -> dict[str, str]:
@@ -141,6 +143,8 @@ class Snapshot:
         for percent in (50, 99):
             for stage, durations_ms in self._timings_ms.items():
                 values[f'latency_{stage}_p{percent}_ms'] = _percentile(durations_ms, percent)
+        if self._cycle_ns:
+            values['cycle_period_ms'] = f'{self._cycle_ns / NS_PER_MS:.2f}'
         values |= self._distribution('observation_to_command', self._reactions_ms)
         if self._period_ns is not None:
             values['command_period_ms'] = f'{self._period_ns / NS_PER_MS:.2f}'

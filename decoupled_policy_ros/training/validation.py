@@ -81,12 +81,12 @@ class Rollouts(Validator):
         self.out, self.arms = out, Arms()
 
     def score(self) -> float:
-        from decoupled_policy_ros.training.rollout import LANES, Evaluation, Rollout
+        from decoupled_policy_ros.training.rollout import Evaluation, Rollout
 
         with tempfile.TemporaryDirectory(prefix='.validation-', dir=self.out) as folder:
             self.write(Path(folder), {})
             spec = Evaluation(folder, self.task, self.backbone, self.robot)
-            results = list(Rollout(spec, LANES, self.arms).run_all(self.seeds))
+            results = list(Rollout(spec, arms=self.arms).run_all(self.seeds))
         return sum(result.success for result in results) / len(results)
 
     def is_best(self, score: float, earlier: Sequence[float]) -> bool:

@@ -46,6 +46,12 @@ ARGUMENTS = [
         description='Command right after activation; false: ~/enable is waited for.',
     ),
     DeclareLaunchArgument(
+        'guard', default_value='true', description='Check every chunk against the limits of the arm.'
+    ),
+    DeclareLaunchArgument(
+        'guard_file', default_value='', description="The guard's settings; empty: its defaults."
+    ),
+    DeclareLaunchArgument(
         'params_file',
         default_value=PathJoinSubstitution([SHARE, 'config', 'policy_node.yaml']),
         description="The policy node's other parameters.",
@@ -101,8 +107,11 @@ def generate_launch_description() -> LaunchDescription:
         output='screen',
         parameters=[
             LaunchConfiguration('params_file'),
-            {name: value(name, str) for name in ('robot', 'task', 'backbone', 'instruction', 'device')},
-            {name: value(name, bool) for name in ('autostart', 'enabled', 'use_sim_time')},
+            {
+                name: value(name, str)
+                for name in ('robot', 'task', 'backbone', 'instruction', 'device', 'guard_file')
+            },
+            {name: value(name, bool) for name in ('autostart', 'enabled', 'guard', 'use_sim_time')},
             # The simulator waits for each command: a slow machine makes a slow simulation, never a wrong one.
             {'seed': value('seed', int), 'lockstep': value('use_sim', bool)},
         ],

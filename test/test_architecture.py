@@ -296,6 +296,7 @@ def imported_by(target: str) -> set[str]:
         ('nodes.kinematics_recorder_node', {'torch', *SIMULATORS}),
         ('nodes.episode_recorder_node', {'torch', *SIMULATORS}),
         ('nodes.policy_node', SIMULATORS),
+        ('nodes.command_guard_node', {'torch', *SIMULATORS}),
         ('nodes.sim_robot_node', {'torch'}),
         ('cli', {'torch', 'rclpy', *SIMULATORS}),
     ],

@@ -411,12 +411,15 @@ def demonstrated(root: FilePath) -> np.ndarray:
 
 
 def test_the_file_that_is_shipped_holds_the_defaults(repository):
-    settings, defaults = read_guard_settings(repository / 'config' / 'guard.yaml'), GuardSettings()
+    settings, defaults = (
+        read_guard_settings(repository / 'config' / 'guard' / 'default.yaml'),
+        GuardSettings(),
+    )
     names = set(GuardSettings.__dataclass_fields__)
     assert {name: getattr(settings, name) for name in names} == {
         name: getattr(defaults, name) for name in names
     }
-    values = yaml.safe_load((repository / 'config' / 'guard.yaml').read_text())
+    values = yaml.safe_load((repository / 'config' / 'guard' / 'default.yaml').read_text())
     assert names - set(values) == {'workspace_m', 'overrides'}
 
 

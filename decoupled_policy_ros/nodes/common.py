@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import rclpy
-from builtin_interfaces.msg import Time
+from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import Pose, PoseStamped, Transform
 from numpy.typing import ArrayLike, NDArray
@@ -159,6 +159,11 @@ def read_robot(node: Node, name: str, timeout_s: float) -> RobotDescription:
 def time_message(stamp_ns: int) -> Time:
     """builtin_interfaces/Time of a stamp in nanoseconds."""
     return Time(sec=stamp_ns // NS_PER_S, nanosec=stamp_ns % NS_PER_S)
+
+
+def duration_message(duration_ns: int) -> Duration:
+    """builtin_interfaces/Duration of nanoseconds."""
+    return Duration(sec=duration_ns // NS_PER_S, nanosec=duration_ns % NS_PER_S)
 
 
 def time_ns(stamp: Time) -> int:

@@ -120,8 +120,8 @@ class PolicyNode(LifecycleNode):
         )
         engine.warm_up()
         self.instruction = engine.instruction
-        self.outputs = PolicyOutputs(self, robot, self._status)
-        steering, joints = policy_steering(robot, settings)
+        self.outputs = PolicyOutputs(self, robot, self._status, settings)
+        steering, joints = policy_steering(robot, settings, self.outputs, self._now_ns)
         self.outputs.publish_guard(steering.guard)
         qos = STATE if settings.lockstep else SENSOR  # a lost picture would make a simulator wait in vain
         self.inputs = Inputs(self, robot, policy.contract, qos, self._on_observed, joints)
@@ -157,6 +157,7 @@ class PolicyNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End every command before this returns."""
         assert self.loop is not None
+        self.loop.enable(False)  # while it can still say how to come to rest
         self.loop.stop()
         super().on_deactivate(state)
         self._say_state('inactive')
@@ -178,6 +179,7 @@ class PolicyNode(LifecycleNode):
 
     def _release(self) -> None:
         if self.loop is not None:
+            self.loop.enable(False)
             self.loop.stop()
         if self.inputs is not None:
             self.inputs.close()

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
-from builtin_interfaces.msg import Duration as DurationMessage
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
-from std_msgs.msg import Float64
 from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectoryPoint
 
 from decoupled_policy_ros.nodes.commands import CommandPublisher
 from decoupled_policy_ros.nodes.common import (
     COMMAND,
-    NS_PER_S,
     diagnostic_status,
     diagnostics_name,
+    duration_message,
     pose_stamped,
     time_message,
     transform_message,
 )
+from decoupled_policy_ros.nodes.gripper_output import GripperOutput, gripper_output
+from decoupled_policy_ros.nodes.joint_output import JointOutput
 from decoupled_policy_ros.nodes.policy_markers import PolicyMarkers
+from decoupled_policy_ros.nodes.policy_settings import IN_JOINTS, IN_POSES, PolicySettings
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.poses import GRIPPER_CLOSED, GRIPPER_OPEN
 from decoupled_policy_ros.runtime.chunks import Chunk
@@ -42,31 +43,55 @@ def status_message(
 
 
 class PolicyOutputs:
-    """Publishers of an active policy; lifecycle publishers, so that they are mute unless the node is active."""
+    """Publishers of an active policy; lifecycle publishers, so that they are mute unless the node is active.
 
-    def __init__(self, node: LifecycleNode, robot: RobotDescription, status: Publisher):
+    Raises:
+        ConfigError: the robot or this machine lacks what the settings ask for, see `JointOutput`, `gripper_output`.
+    """
+
+    def __init__(
+        self, node: LifecycleNode, robot: RobotDescription, status: Publisher, settings: PolicySettings
+    ):
         self._node, self._robot, self._status = node, robot, status
-        topics = robot.topics
-        self._target_pose = node.create_lifecycle_publisher(PoseStamped, topics['target_pose'], COMMAND)
-        self._gripper = node.create_lifecycle_publisher(Float64, topics['gripper_command'], COMMAND)
-        self._commands = CommandPublisher(robot, self._target_pose, self._gripper)
+        output = settings.output
+        self.joints = JointOutput(node, robot, settings.trajectory_action) if output in IN_JOINTS else None
+        self.gripper = gripper_output(node, robot, settings.gripper) if output != 'none' else None
+        self._target_pose: Publisher | None = None
+        if output in IN_POSES:
+            self._target_pose = node.create_lifecycle_publisher(
+                PoseStamped, robot.topics['target_pose'], COMMAND
+            )
+            self._commands = CommandPublisher(robot, self._target_pose, None)
         self._trajectory = node.create_lifecycle_publisher(MultiDOFJointTrajectory, '~/trajectory', COMMAND)
         self._path = node.create_lifecycle_publisher(Path, '~/path', COMMAND)
         self._markers = PolicyMarkers(node, robot)
 
     def close(self) -> None:
         """Destroy the publishers."""
-        for publisher in (self._target_pose, self._gripper, self._trajectory, self._path):
-            self._node.destroy_lifecycle_publisher(publisher)
+        for publisher in (self._target_pose, self._trajectory, self._path):
+            if publisher is not None:
+                self._node.destroy_lifecycle_publisher(publisher)
+        for part in self.parts().values():
+            part.close()
         self._markers.close()
 
     def publish_command(self, pose_base_ee: NDArray[np.float64], stamp_ns: int) -> None:
-        """Publish the target pose (4, 4)."""
-        self._commands.publish_pose(pose_base_ee, stamp_ns)
+        """Publish the target pose (4, 4), where poses are what the arm is told."""
+        if self._target_pose is not None:
+            self._commands.publish_pose(pose_base_ee, stamp_ns)
 
     def publish_gripper(self, state: str) -> None:
-        """Publish the opening width for 'open' or 'closed', in metres."""
-        self._commands.publish_gripper(GRIPPER_OPEN if state == 'open' else GRIPPER_CLOSED)
+        """Tell the gripper to be 'open' or 'closed'."""
+        if self.gripper is not None:
+            value = GRIPPER_OPEN if state == 'open' else GRIPPER_CLOSED
+            self.gripper.send(float(self._robot.gripper.width_from_normalised(value)))
+
+    def parts(self) -> dict[str, JointOutput | GripperOutput]:
+        """What there is between the policy and the arm, by the names that it is reported under."""
+        parts: dict[str, JointOutput | GripperOutput | None] = {
+            'gripper': self.gripper, 'joint_trajectory': self.joints,
+        }  # fmt: skip
+        return {name: part for name, part in parts.items() if part is not None}
 
     def publish_chunk(self, chunk: Chunk) -> None:
         """Publish the chunk from its observation's stamp on, as a trajectory and as a path."""
@@ -107,6 +132,6 @@ def trajectory_message(chunk: Chunk, robot: RobotDescription) -> MultiDOFJointTr
     for i in chunk.ahead():
         since_ns = chunk.stamps_ns[i] - chunk.observation_stamp_ns
         point = MultiDOFJointTrajectoryPoint(transforms=[transform_message(chunk.poses_base_ee[i])])
-        point.time_from_start = DurationMessage(sec=since_ns // NS_PER_S, nanosec=since_ns % NS_PER_S)
+        point.time_from_start = duration_message(since_ns)
         message.points.append(point)
     return message

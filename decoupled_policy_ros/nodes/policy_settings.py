@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
+from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.nodes.common import parameter
+from decoupled_policy_ros.nodes.gripper_output import WAYS
 from decoupled_policy_ros.nodes.joint_states import JointStates
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime.dependent import Dependent
 from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings, read_guard_settings
+from decoupled_policy_ros.runtime.joint_steering import InJoints
 from decoupled_policy_ros.runtime.steering import Direct, Guarded, Steering
+
+if TYPE_CHECKING:
+    from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs
+
+#: Values of the parameter output, and those with each kind of command.
+OUTPUTS = ('pose', 'joint_trajectory', 'both', 'none')
+IN_POSES, IN_JOINTS = ('pose', 'both'), ('joint_trajectory', 'both')
 
 #: A parameter that configure reads; it can be set while the node is unconfigured.
 _parameter = partial(parameter, read_only=False)
@@ -53,6 +66,27 @@ class PolicySettings:
         'check every chunk against the limits of the robot, slow it down or refuse it, see docs/safety.md',
     )
     guard_file: str = _parameter('', "YAML file with the guard's settings; empty: its defaults")
+    output: str = _parameter(
+        'pose',
+        "what the arm is told: 'pose', target_pose at control_rate_hz for a Cartesian controller; 'joint_trajectory', "
+        "each chunk for joint_trajectory_controller; 'both'; 'none', nothing, the gripper neither",
+        choices=OUTPUTS,
+    )
+    trajectory_action: bool = _parameter(
+        False,
+        'send joint trajectories as goals of FollowJointTrajectory, not on the topic; needs control_msgs',
+    )
+    gripper: str = _parameter(
+        'auto',
+        "how the gripper is told: 'action', GripperCommand; 'topic', gripper_command; 'auto', the action where the "
+        'robot names one and control_msgs is installed',
+        choices=WAYS,
+    )
+    missing_server: str = _parameter(
+        'go_on',
+        "without the action server of the gripper or the trajectories: 'go_on' and say so, or 'hold' the arm",
+        choices=('go_on', 'hold'),
+    )
     enabled: bool = _parameter(True, 'command right after activation; otherwise ~/enable is waited for')
     robot_description_timeout_s: float = _parameter(
         3.0,
@@ -62,14 +96,32 @@ class PolicySettings:
     autostart: bool = parameter(False, 'configure and activate without being asked')
 
 
-def policy_steering(robot: RobotDescription, settings: PolicySettings) -> tuple[Steering, JointStates | None]:
+def policy_steering(
+    robot: RobotDescription, settings: PolicySettings, outputs: PolicyOutputs, now_ns: Callable[[], int]
+) -> tuple[Steering, JointStates | None]:
     """What turns chunks into commands, and where it is to be told of joint states.
 
     Raises:
-        ConfigError: the guard's file is not readable, or has a value that is out of range.
+        ConfigError: the guard's file is not readable, or has a value that is out of range; or joints are to be
+            commanded without the guard.
     """
-    if not settings.guard:
-        return Direct(), None
-    checks = read_guard_settings(settings.guard_file) if settings.guard_file else GuardSettings()
-    joints = JointStates(robot, checks.joint_state_max_age_s)
-    return Guarded(Guard(robot, checks), Kinematics(robot), joints, settings.lockstep), joints
+    steering: Steering = Direct()
+    joints = None
+    if settings.guard:
+        checks = _guard_settings(settings)
+        joints = JointStates(robot, checks.joint_state_max_age_s)
+        steering = Guarded(Guard(robot, checks), Kinematics(robot), joints, settings.lockstep)
+        if outputs.joints is not None:
+            steering = InJoints(steering, robot, joints, outputs.joints.send, now_ns, settings.lockstep)
+    elif outputs.joints is not None:
+        raise ConfigError(
+            f'output {settings.output!r} needs the guard, which finds the joints: set guard too'
+        )
+    return Dependent(steering, outputs.parts(), settings.missing_server == 'hold'), joints
+
+
+def _guard_settings(settings: PolicySettings) -> GuardSettings:
+    if settings.guard_file:
+        return read_guard_settings(settings.guard_file)
+    # A controller that follows joints exactly needs joints that accelerate like the arm's.
+    return GuardSettings(frozenset()) if settings.output in IN_JOINTS else GuardSettings()

@@ -1,9 +1,9 @@
 """sim_robot_node: a simulated arm behind the topics of a real one.
 
-Publishes joint states, the end-effector pose, cameras and /clock, takes streamed poses, whole trajectories and
-gripper widths. Remap trajectory:=policy_node/trajectory to follow a policy's whole chunks. Everything happens in
-one thread: callbacks are taken between two steps, so a step never sees half a command, and OpenGL stays where its
-context is.
+Publishes joint states, the end-effector pose, cameras and /clock, takes streamed poses, whole trajectories of the end
+effector or of the joints, and gripper widths. Remap trajectory:=policy_node/trajectory to follow a policy's whole
+chunks. Everything happens in one thread: callbacks are taken between two steps, so a step never sees half a command,
+and OpenGL stays where its context is.
 
 ~/objects holds what no real arm knows, for scripted operators and for judging what came of a task: the true poses of
 the task's objects in the base frame, stamped as the joint states (Lift: the cube; Stack: cube_a, then cube_b).
@@ -26,7 +26,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool, Float64
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import MultiDOFJointTrajectory
+from trajectory_msgs.msg import JointTrajectory, MultiDOFJointTrajectory
 
 from decoupled_policy_ros.nodes.common import (
     COMMAND,
@@ -118,6 +118,10 @@ class SimRobotNode(Node):
         self._success = self.create_publisher(Bool, '~/success', LATCHED)
         self.create_subscription(PoseStamped, topics['target_pose'], self.commands.on_pose, COMMAND)
         self.create_subscription(MultiDOFJointTrajectory, 'trajectory', self.commands.on_trajectory, COMMAND)
+        if 'joint_trajectory' in topics:
+            self.create_subscription(
+                JointTrajectory, topics['joint_trajectory'], self.commands.on_joint_trajectory, COMMAND
+            )
         self.create_subscription(Float64, topics['gripper_command'], self.commands.on_gripper, COMMAND)
         self.create_service(Trigger, '~/reset', self._on_reset)
 

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from decoupled_policy_ros.errors import ConfigError, RobotDescriptionError
 from decoupled_policy_ros.resources import find, resolve_uri
 from decoupled_policy_ros.robot import poses
+from decoupled_policy_ros.robot.gripper import GripperAction, read_gripper_action
 from decoupled_policy_ros.robot.limits import Limits, read_limits
 from decoupled_policy_ros.robot.model import ModelSource
 from decoupled_policy_ros.robot.settings import Section
@@ -27,6 +28,7 @@ _KEYS = (
     'name', 'urdf', 'mjcf', 'description_topic', 'frames', 'arm', 'gripper', 'limits', 'collision', 'cameras', 'topics',
 )  # fmt: skip
 _TOPICS = ('joint_states', 'current_pose', 'target_pose', 'gripper_command')
+_OPTIONAL_TOPICS = ('joint_trajectory',)
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class RobotDescription:
     source: ModelSource
     description_topic: str | None = None
     collision: CollisionDescription = field(default_factory=CollisionDescription)
+    gripper_action: GripperAction | None = None
 
     @property
     def all_joint_names(self) -> tuple[str, ...]:
@@ -165,7 +168,8 @@ def load_robot(name_or_path: str | Path, description_xml: str | None = None) -> 
     frames = section.section('frames', ('base', 'base_link', 'ee', 'ee_link', 'tool'))
     arm = section.section('arm', ('joint_names', 'home_rad'))
     joint_names = arm.names('joint_names')
-    topics = section.section('topics', _TOPICS)
+    gripper = section.section('gripper', _GRIPPER_KEYS)
+    topics = section.section('topics', (*_TOPICS, *_OPTIONAL_TOPICS))
     robot = RobotDescription(
         name=section.text('name'),
         base_frame=frames.text('base'),
@@ -175,15 +179,20 @@ def load_robot(name_or_path: str | Path, description_xml: str | None = None) -> 
         tool=_tool(frames),
         joint_names=joint_names,
         home_rad=arm.numbers('home_rad', len(joint_names)),
-        gripper=_gripper(section.section('gripper', _GRIPPER_KEYS), joint_names),
+        gripper=_gripper(gripper, joint_names),
         limits=read_limits(section.section('limits', Limits.__dataclass_fields__), len(joint_names)),
         cameras=_cameras(section),
-        topics={key: topics.text(key) for key in _TOPICS},
+        topics={
+            key: topics.text(key) for key in (*_TOPICS, *_OPTIONAL_TOPICS) if key in _TOPICS or key in topics
+        },
         source=_source(section, path, description_xml),
         description_topic=section.text('description_topic') if 'description_topic' in section else None,
         collision=read_collision(section.section('collision', CollisionDescription.__dataclass_fields__))
         if 'collision' in section
         else CollisionDescription(),
+        gripper_action=read_gripper_action(gripper.section('action', GripperAction.__dataclass_fields__))
+        if 'action' in gripper
+        else None,
     )
     _check_home(robot, section.where)
     robot.source.chain(
@@ -234,6 +243,7 @@ def _tool(frames: Section) -> Array:
 
 _GRIPPER_KEYS = (
     'joint_names', 'joint_signs', 'open_width_m', 'closed_width_m', 'open_position', 'closed_position',
+    'action',
 )  # fmt: skip
 
 

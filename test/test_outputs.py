@@ -1,0 +1,262 @@
+"""What reaches arms and grippers: joint trajectories and actions, and what becomes of it when nobody listens.
+
+control_msgs, and any other package with actions, comes with a ROS installation only. So what lies between a goal and
+its server is tested against a client that is played here, with the methods and futures of rclpy's.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from action_msgs.msg import GoalStatus
+from rclpy.task import Future
+from trajectory_msgs.msg import JointTrajectory
+
+from decoupled_policy_ros.errors import ConfigError, RobotDescriptionError
+from decoupled_policy_ros.nodes.actions import LatestGoal, control_action
+from decoupled_policy_ros.nodes.common import time_message
+from decoupled_policy_ros.nodes.gripper_output import GripperGoals
+from decoupled_policy_ros.nodes.joint_output import joint_trajectory_message, joint_trajectory_topic
+from decoupled_policy_ros.nodes.policy_settings import PolicySettings, policy_steering
+from decoupled_policy_ros.nodes.sim_commands import Commands, joint_motion
+from decoupled_policy_ros.robot.description import load_robot, robot_file
+from decoupled_policy_ros.robot.gripper import GripperAction
+from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime.chunks import Chunk
+from decoupled_policy_ros.runtime.dependent import Dependent
+from decoupled_policy_ros.runtime.joint_motion import JointMotion
+from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct
+
+ROBOT = load_robot('panda_sim')
+MS = 1_000_000
+
+
+class Client:
+    """An action client whose server says what the test says."""
+
+    def __init__(self, ready: bool = True):
+        self.ready = ready
+        self.goals: list[object] = []
+        self.answers: list[Future] = []
+
+    def server_is_ready(self) -> bool:
+        return self.ready
+
+    def send_goal_async(self, goal: object) -> Future:
+        self.goals.append(goal)
+        self.answers.append(Future())
+        return self.answers[-1]
+
+    def answer(self, index: int, accepted: bool) -> Future:
+        """Accept a goal or not; returns what its result is to be put into."""
+        result = Future()
+        handle = SimpleNamespace(accepted=accepted, get_result_async=lambda: result)
+        self.answers[index].set_result(handle)
+        for callback in self.answers[index]._callbacks or []:
+            callback(self.answers[index])
+        return result
+
+    def end(self, result: Future, status: int) -> None:
+        result.set_result(SimpleNamespace(status=status))
+        for callback in result._callbacks or []:
+            callback(result)
+
+    def destroy(self) -> None:
+        self.ready = False
+
+
+def test_a_goal_waits_for_its_server_and_nobody_waits_for_the_goal():
+    client = Client(ready=False)
+    goals = LatestGoal(client, 'gripper_action', keep=True)
+    goals.send('close')
+    goals.send('open')
+    assert goals.trouble() == 'no action server gripper_action' and not client.goals
+    client.ready = True
+    assert goals.missing() == '' and client.goals == ['open']  # the newest, once
+    assert goals.missing() == '' and client.goals == ['open']
+
+
+def test_a_motion_that_found_no_server_is_not_sent_later():
+    client = Client(ready=False)
+    goals = LatestGoal(client, 'follow_joint_trajectory', keep=False)
+    goals.send('now')
+    client.ready = True
+    assert goals.missing() == '' and not client.goals
+
+
+def test_what_a_server_does_with_the_newest_goal_is_told():
+    client = Client()
+    goals = LatestGoal(client, 'gripper_action', keep=True)
+    for goal in 'abc':
+        goals.send(goal)
+    first = client.answer(0, accepted=True)
+    client.end(first, GoalStatus.STATUS_ABORTED)  # replaced: of no interest
+    assert goals.trouble() == ''
+    client.answer(1, accepted=False)
+    assert goals.trouble() == ''
+    result = client.answer(2, accepted=True)
+    assert goals.trouble() == ''
+    client.end(result, GoalStatus.STATUS_ABORTED)
+    assert goals.trouble() == 'gripper_action gave the goal up' and goals.missing() == ''
+    goals.send('d')
+    assert goals.trouble() == ''
+    client.answer(3, accepted=False)
+    assert goals.trouble() == 'gripper_action refused the goal'
+
+
+@pytest.mark.parametrize(('half', 'position'), [(True, 0.04), (False, 0.08)])
+def test_a_width_is_what_the_gripper_understands_by_it(half, position):
+    class Kind:
+        class Goal:
+            def __init__(self):
+                self.command = SimpleNamespace()
+
+    client = Client()
+    action = GripperAction('gripper_action', half, 20.0)
+    GripperGoals(Kind, LatestGoal(client, action.name, keep=True), action).send(0.08)
+    (goal,) = client.goals
+    assert (goal.command.position, goal.command.max_effort) == (position, 20.0)
+
+
+def test_fr3_is_wired_as_franka_ros2_brings_it_up():
+    fr3 = load_robot('fr3')
+    assert fr3.gripper_action == GripperAction('franka_gripper/gripper_action', True, 20.0)
+    assert joint_trajectory_topic(fr3) == 'fr3_arm_controller/joint_trajectory'
+
+
+def test_actions_are_named_where_control_msgs_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'control_msgs', None)
+    with pytest.raises(ConfigError, match='GripperCommand needs the ROS package control_msgs'):
+        control_action('GripperCommand')
+
+
+def robot_without(tmp_path, change):
+    """panda_sim with its file changed."""
+    values = yaml.safe_load(robot_file('panda_sim').read_text())
+    change(values)
+    path = tmp_path / 'robot.yaml'
+    path.write_text(yaml.safe_dump(values))
+    return load_robot(path)
+
+
+def test_a_robot_without_a_topic_for_joint_trajectories_is_refused(tmp_path):
+    robot = robot_without(tmp_path, lambda values: values['topics'].pop('joint_trajectory'))
+    with pytest.raises(ConfigError, match="'panda_sim' names no topic 'joint_trajectory'"):
+        joint_trajectory_topic(robot)
+
+
+@pytest.mark.parametrize(
+    ('action', 'reason'),
+    [
+        ({'name': 'a', 'max_effort_n': -1.0}, 'must not be negative'),
+        ({'name': 'a'}, "missing key 'max_effort_n'"),
+        ({'name': 'a', 'max_effort_n': 1.0, 'halved': True}, 'unknown key halved'),
+    ],
+)
+def test_a_wrong_gripper_action_is_refused(tmp_path, action, reason):
+    with pytest.raises(RobotDescriptionError, match=reason):
+        robot_without(tmp_path, lambda values: values['gripper'].update(action=action))
+
+
+def test_joints_are_not_commanded_without_the_guard():
+    outputs = SimpleNamespace(joints=object(), parts=dict)
+    with pytest.raises(ConfigError, match='needs the guard'):
+        policy_steering(ROBOT, PolicySettings(guard=False, output='joint_trajectory'), outputs, lambda: 0)
+
+
+@pytest.mark.parametrize('hold', [True, False])
+def test_a_missing_server_is_reported_and_may_hold_the_arm(hold):
+    client = Client(ready=False)
+    steering = Dependent(Direct(), {'gripper': LatestGoal(client, 'grip', keep=True)}, hold)
+    chunk = Chunk(np.tile([0.4, 0, 0.3, 1, 0, 0, 0, 1, 0, -1], (16, 1)), 10**9, 20.0)
+    if hold:
+        with pytest.raises(ChunkRejected, match='gripper: no action server grip'):
+            steering.plan(chunk, 10**9)
+    else:
+        assert steering.plan(chunk, 10**9).chunk is chunk
+    assert steering.values() == {'gripper': 'no action server grip'}
+    client.ready = True
+    assert steering.plan(chunk, 10**9).chunk is chunk and steering.values() == {'gripper': 'ready'}
+
+
+# --- joint trajectories, from message to motion and back ----------------------------------------------
+
+
+def motion(start_ns: int = 2_000 * MS) -> JointMotion:
+    stamps_ns = [start_ns + k * 100 * MS for k in range(4)]
+    positions = ROBOT.home_rad + 0.05 * np.arange(4)[:, None] * np.arange(1, 8) / 7
+    return JointMotion(stamps_ns, positions, np.full((4, 7), 0.3))
+
+
+def test_a_motion_survives_its_message():
+    message = joint_trajectory_message(motion(), ROBOT)
+    order = np.random.default_rng(0).permutation(7)
+    message.joint_names = [ROBOT.joint_names[i] for i in order]
+    for point in message.points:
+        point.positions = [point.positions[i] for i in order]
+    again = joint_motion(message, ROBOT.joint_names, 2_000 * MS)
+    assert list(again.stamps_ns) == list(motion().stamps_ns)
+    np.testing.assert_array_equal(again.positions_rad, motion().positions_rad)
+    np.testing.assert_array_equal(again.velocities_rad_s, motion().velocities_rad_s)
+
+
+def nan(message: JointTrajectory) -> None:
+    message.points[1].positions[2] = float('nan')
+
+
+def swap(message: JointTrajectory) -> None:
+    message.points[0], message.points[1] = message.points[1], message.points[0]
+
+
+BAD = {
+    'not finite': nan,
+    'must increase': swap,
+    'one position for each joint': lambda m: [p.positions.pop() for p in m.points],
+    'inhomogeneous': lambda m: m.points[1].positions.pop(),
+    'valid: at least one of': lambda m: m.joint_names.__setitem__(0, 'elbow'),
+    '0 points': lambda m: m.points.clear(),
+}
+
+
+class Log(list):
+    """Collects warnings."""
+
+    def warning(self, text: str, **_options: object) -> None:
+        self.append(text)
+
+
+@pytest.mark.parametrize('reason', BAD)
+def test_the_simulated_arm_refuses_what_no_controller_would_take(reason):
+    log = Log()
+    commands = Commands(ROBOT, log, lambda: 1_000 * MS)
+    message = joint_trajectory_message(motion(), ROBOT)
+    BAD[reason](message)
+    commands.on_joint_trajectory(message)
+    assert commands.refused == 1 and reason in log[0] and commands.received == 0
+
+
+def test_a_newer_trajectory_replaces_the_older_from_its_own_times_on():
+    now = [2_150 * MS]
+    commands = Commands(ROBOT, Log(), lambda: now[0])
+    commands.on_joint_trajectory(joint_trajectory_message(motion(2_100 * MS), ROBOT))
+    forward = Kinematics(ROBOT).forward
+    np.testing.assert_allclose(commands.at(2_150 * MS)[0], forward(motion(2_100 * MS).at(2_150 * MS)[0]))
+    newer = JointMotion([2_250 * MS, 2_350 * MS], ROBOT.home_rad + np.array([[0.1], [0.2]]))
+    commands.on_joint_trajectory(joint_trajectory_message(newer, ROBOT))
+    np.testing.assert_allclose(commands.at(2_300 * MS)[0], forward(newer.at(2_300 * MS)[0]))
+    # Until then on the way from where it was.
+    halfway = (motion(2_100 * MS).at(2_150 * MS)[0] + newer.positions_rad[0]) / 2
+    np.testing.assert_allclose(commands.at(2_200 * MS)[0], forward(halfway), atol=1e-9)
+    assert commands.covers(2_350 * MS) and not commands.covers(2_351 * MS)
+    now[0] = 3_000 * MS
+    commands.on_joint_trajectory(joint_trajectory_message(motion(2_100 * MS), ROBOT))
+    assert commands.refused == 1  # its end is past
+
+
+def test_without_a_stamp_it_starts_when_it_arrives():
+    commands = Commands(ROBOT, Log(), lambda: 5_000 * MS)
+    message = joint_trajectory_message(motion(), ROBOT)
+    message.header.stamp = time_message(0)
+    commands.on_joint_trajectory(message)
+    assert commands.covers(5_300 * MS) and not commands.take_engaged()

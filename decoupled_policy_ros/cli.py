@@ -232,6 +232,23 @@ def demo(
     run_demo(task, episodes, out, sim, seed)
 
 
+@app.command
+def watch(node: str = '', once: bool = False, wait: float = 3.0, svg: Path | None = None) -> None:
+    """Show what running nodes say of themselves: states, rates, ages, latencies, what the guard found.
+
+    In a terminal the tables are kept up to date until Ctrl-C; into a file or a pipe goes a line a second.
+
+    Args:
+        node: only this node, with its namespace; everybody by default.
+        once: print the tables once and end.
+        wait: with --once, seconds to wait for the first word.
+        svg: with --once, also save the tables as a picture.
+    """
+    from decoupled_policy_ros.nodes.watch import watch as run
+
+    run(node, once, wait, svg)
+
+
 app.command(evaluate)
 app.command(convert)
 app.command(coverage)

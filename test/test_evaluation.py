@@ -89,7 +89,7 @@ def test_evaluate_writes_what_it_reports(small_policy_folders, tmp_path):
     assert rollout.engine.sampler.kind == 'ddpm'
     rollout.close()
     report = evaluate(
-        spec, 2, seed=5, workers=2, json_path=tmp_path / 'report.json', video=tmp_path / 'video.mp4'
+        spec, 2, seed=5, workers=1, json_path=tmp_path / 'report.json', video=tmp_path / 'video.mp4'
     )
     assert json.loads((tmp_path / 'report.json').read_text()) == json.loads(json.dumps(report))
     assert [r['seed'] for r in report['results']] == [5, 6]

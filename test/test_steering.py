@@ -178,6 +178,19 @@ def test_a_plan_that_comes_too_late_is_made_anew():
     assert steering.adopt(steering.plan(straight(BEGIN_NS + 39 * TICK_NS), BEGIN_NS + 39 * TICK_NS)) is True
 
 
+def test_a_plan_from_a_motion_that_has_ended_meanwhile_is_made_anew():
+    """The loop holds while the worker plans: what was planned begins elsewhere."""
+    steering = guarded(Arm())
+    steering.adopt(steering.plan(straight(BEGIN_NS, speed_m_s=0.4), BEGIN_NS))
+    run(steering, BEGIN_NS, 10)
+    now_ns = BEGIN_NS + 10 * TICK_NS
+    planned = steering.plan(straight(now_ns), now_ns)
+    steering.hold(now_ns)
+    assert steering.adopt(planned) is False
+    steering.reset()
+    assert steering.adopt(planned) is False
+
+
 def test_in_lockstep_a_chunk_within_its_limits_is_followed_waypoint_by_waypoint():
     steering = guarded(Arm(), lockstep=True)
     wanted = straight(BEGIN_NS, speed_m_s=0.02)

@@ -37,10 +37,17 @@ class ChunkRejected(InferenceError):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What will be followed: waypoints with their stamps, and the path along them where there is a guard."""
+    """What will be followed.
+
+    Attributes:
+        chunk: waypoints with their stamps.
+        path: along them, where there is a guard.
+        after: the motion that it goes on from; None for an arm at rest.
+    """
 
     chunk: Chunk
     path: Path | None = None
+    after: Motion | None = None
 
     @property
     def time_scale(self) -> float:
@@ -164,27 +171,29 @@ class Guarded:
             ChunkRejected: the guard refuses it.
         """
         begin = time.perf_counter()
-        verdict = self._check(chunk, now_ns)
+        motion, before = self._motion, self._before  # what is followed may change meanwhile: `adopt` notices
+        verdict = self._check(chunk, now_ns, motion, before)
         self._longest_s = max(0.9 * self._longest_s, time.perf_counter() - begin)
         self.statistics.add(verdict)
         if verdict.path is None:
             raise ChunkRejected(str(verdict.rejection))
         path = verdict.path
-        return Plan(chunk.retimed(path.poses_base_ee, path.gripper_values[1:], path.stamps_ns[1:]), path)
+        return Plan(
+            chunk.retimed(path.poses_base_ee, path.gripper_values[1:], path.stamps_ns[1:]), path, motion
+        )
 
     def adopt(self, plan: Plan) -> bool:
-        """Follow a path from its beginning on; False where a later command has been given already."""
+        """Follow a path from its beginning on; False where it no longer begins at what is commanded then."""
         path = plan.path
         assert path is not None
-        if self._last_ns is not None and self._last_ns > path.start_ns:
+        if plan.after is not self._motion or (self._last_ns is not None and self._last_ns > path.start_ns):
             return False
         self._before, self._motion = self._motion, path
         return True
 
     def follow(self, now_ns: int) -> tuple[Array, float]:
         """Where the path is at a time; the one before it until it begins."""
-        motion = self._at(now_ns)
-        assert motion is not None
+        motion = _at(now_ns, self._motion, self._before)
         self._last_ns = now_ns
         gripper = motion.gripper(now_ns)
         if gripper is None:  # still braking: nothing was said about the gripper since
@@ -198,7 +207,8 @@ class Guarded:
             return None
         if not isinstance(motion, Stop):
             since_ns = now_ns if self._last_ns is None else self._last_ns
-            motion = Stop(self._state(since_ns), since_ns, self.guard.stopping)
+            state = _at(since_ns, motion, self._before).state(since_ns)
+            motion = Stop(state, since_ns, self.guard.stopping)
             self._motion, self._before = motion, None
         self._last_ns = now_ns
         return motion.state(now_ns).pose
@@ -207,26 +217,15 @@ class Guarded:
         """What the guard has found."""
         return self.statistics.values() | {'guard_longest_ms': f'{1e3 * self._longest_s:.2f}'}
 
-    def _at(self, stamp_ns: int) -> Motion | None:
-        before = self._before
-        if before is not None and self._motion is not None and stamp_ns < self._motion.start_ns:
-            return before
-        return self._motion
-
-    def _state(self, stamp_ns: int) -> MotionState:
-        motion = self._at(stamp_ns)
-        assert motion is not None
-        return motion.state(stamp_ns)
-
-    def _check(self, chunk: Chunk, now_ns: int) -> Verdict:
+    def _check(self, chunk: Chunk, now_ns: int, motion: Motion | None, before: Motion | None) -> Verdict:
         joints_rad = self._joints.positions(now_ns)
-        if joints_rad is None and (self._motion is None or self.guard.settings.needs_joints):
+        if joints_rad is None and (motion is None or self.guard.settings.needs_joints):
             return Verdict(None, (missing_joints(self._joints.why_not(now_ns)),))
         start_ns = self._start_ns(chunk, now_ns)
-        if self._motion is None:
+        if motion is None:
             start = MotionState.at_rest(self._kinematics.forward(joints_rad))  # type: ignore[arg-type]
         else:
-            start = self._state(start_ns)
+            start = _at(start_ns, motion, before).state(start_ns)
         earliest_ns = start_ns + round(NS_PER_S / chunk.rate_hz) - ROUNDING_NS
         first = int(np.searchsorted(chunk.stamps_ns, earliest_ns))
         if first == len(chunk):
@@ -249,6 +248,11 @@ class Guarded:
         """Where the path begins: soon, or, where time waits, one waypoint before the next command."""
         if not self._lockstep:
             return now_ns + round(max(LEAD_S, 2 * self._longest_s) * NS_PER_S)
-        if self._last_ns is not None:
-            return self._last_ns
-        return now_ns - round(NS_PER_S / chunk.rate_hz)
+        last_ns = self._last_ns
+        return now_ns - round(NS_PER_S / chunk.rate_hz) if last_ns is None else last_ns
+
+
+def _at(stamp_ns: int, motion: Motion | None, before: Motion | None) -> Motion:
+    """Which of two motions a time belongs to: the one before until the other begins."""
+    assert motion is not None
+    return before if before is not None and stamp_ns < motion.start_ns else motion

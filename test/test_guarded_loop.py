@@ -1,0 +1,122 @@
+"""The policy's threads with a guard: real chunks of a network, a clock that the test sets, every command looked at."""
+
+from collections.abc import Iterator
+
+import pytest
+from limits_checker import LimitsChecker
+from test_policy_loop import START_NS, Stage, wait_for
+
+from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime.engine import Engine
+from decoupled_policy_ros.runtime.guard.guard import Guard
+from decoupled_policy_ros.runtime.guard.settings import JOINT_RULES, GuardSettings
+from decoupled_policy_ros.runtime.loop import PolicyLoop
+from decoupled_policy_ros.runtime.states import FOLLOWING, HOLDING, WAITING, LoopSettings
+from decoupled_policy_ros.runtime.steering import Guarded
+
+ROBOT = load_robot('panda_sim')
+#: An untrained network points anywhere: what is left are the rules that slow it down.
+LENIENT = GuardSettings(ignored_rules=JOINT_RULES | {'join', 'workspace'}, max_time_scale=1e3)
+
+
+class Home:
+    """Joints at home, unless they are not known."""
+
+    known = True
+
+    def positions(self, now_ns: int):
+        return ROBOT.home_rad if self.known else None
+
+    def why_not(self, now_ns: int) -> str:
+        return 'nobody knows'
+
+
+class GuardedStage(Stage):
+    """A loop in real time at 20 commands a second, with a guard."""
+
+    def __init__(self, policy, settings: GuardSettings) -> None:
+        super().__init__(policy)
+        self.joints = Home()
+        self.loop = PolicyLoop(
+            Engine(policy, 2),
+            Sampler(policy.contract, self.buffers),
+            self.outputs,
+            lambda: self.now_ns,
+            LoopSettings(lockstep=False, control_rate_hz=20.0, gripper_hysteresis=0.2, seed=0),
+            lambda name: '',
+            self.failures.append,
+            Guarded(Guard(ROBOT, settings), Kinematics(ROBOT), self.joints, lockstep=False),
+        )
+
+
+@pytest.fixture
+def make(small_policy) -> Iterator:
+    stages = []
+
+    def stage(settings: GuardSettings) -> GuardedStage:
+        stages.append(GuardedStage(small_policy, settings))
+        return stages[-1]
+
+    yield stage
+    for stage in stages:
+        stage.loop.stop()
+        assert stage.failures == []
+
+
+def test_every_command_of_an_untrained_network_keeps_the_limits(make):
+    stage = make(LENIENT)
+    stage.loop.start(enabled=True)
+    stage.observe()
+    while len(stage.outputs.chunks) < 3:
+        stage.command(stage.tick()) if stage.outputs.commands else stage.tick()
+        wait_for(lambda: stage.loop.report()[0] in (FOLLOWING, WAITING, HOLDING))
+        if not stage.outputs.commands:
+            wait_for(lambda: stage.outputs.chunks or stage.loop.report()[0] == WAITING)
+    limits = ROBOT.limits
+    checker = LimitsChecker(limits.ee_linear_velocity_m_s, limits.ee_linear_acceleration_m_s2)
+    for stamp_ns, pose in stage.outputs.commands:
+        checker.add(stamp_ns, pose)
+    checker.require_none()
+    values = stage.loop.report()[2]
+    assert int(values['guard_checked']) >= 3 and int(values['guard_time_scale_linear_acceleration']) >= 1
+
+
+def test_a_rejected_chunk_is_said_and_tried_again_with_the_next_frame(make):
+    stage = make(GuardSettings())
+    stage.joints.known = False
+    stage.loop.start(enabled=True)
+    stage.observe()
+    stage.tick()
+    wait_for(lambda: stage.loop.report()[2]['rejected_chunks'] == '1')
+    for rejected in ('2', '3'):  # once for each frame, not again and again
+        stage.tick()
+        wait_for(lambda: 'joint_state: nobody knows' in stage.loop.report()[1])
+        wait_for(lambda rejected=rejected: stage.loop.report()[2]['rejected_chunks'] == rejected)
+    assert stage.loop.report()[0] == WAITING and not stage.outputs.commands
+    assert stage.now_ns == START_NS + 150_000_000
+
+
+def test_a_rejection_on_the_way_brings_the_arm_to_rest_until_a_chunk_is_accepted(make):
+    # With a rule that needs joints but finds nothing wrong, so that not knowing them is the only fault.
+    stage = make(GuardSettings(ignored_rules=LENIENT.ignored_rules - {'joint_velocity'}, max_time_scale=1e6))
+    stage.loop.start(enabled=True)
+    stage.begin()
+    stage.joints.known = False
+    while stage.loop.report()[0] != HOLDING:
+        stage.command(stage.tick())
+        wait_for(lambda: stage.loop.report()[0] in (FOLLOWING, HOLDING))
+    assert 'nobody knows' in stage.loop.report()[1]
+    held = [stage.command(stage.tick()) for _ in range(12)]
+    assert abs(held[-1] - held[-2]).max() == 0.0  # at rest
+    stage.joints.known = True
+    chunks = len(stage.outputs.chunks)
+    stage.tick()
+    wait_for(lambda: len(stage.outputs.chunks) > chunks)
+    stage.command(stage.tick())
+    wait_for(lambda: stage.loop.report()[0] == FOLLOWING)
+    checker = LimitsChecker(ROBOT.limits.ee_linear_velocity_m_s, ROBOT.limits.ee_linear_acceleration_m_s2)
+    for stamp_ns, pose in stage.outputs.commands:
+        checker.add(stamp_ns, pose)
+    checker.require_none()

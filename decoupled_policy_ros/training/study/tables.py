@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.files import write_json, write_whole
 from decoupled_policy_ros.training.evaluation import wilson_interval
+from decoupled_policy_ros.training.evaluation_report import success_plot
 from decoupled_policy_ros.training.study.config import StudyConfig
 from decoupled_policy_ros.training.study.jobs import Cell, Place
-
-matplotlib.use('Agg')
-from matplotlib import pyplot
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,8 @@ def write_results(study: StudyConfig, cells: dict[Place, Cell], folder: Path) ->
     }
     write_json(folder / f'{study.name}.json', raw, indent=None)
     text = table(study, rows)
-    if any(row.done for row in rows):
-        plot(rows, folder / f'{study.name}.png')
+    if done := [row for row in rows if row.done]:
+        success_plot([_summary(row, study) for row in done], folder / f'{study.name}.png')
     write_whole(folder / f'{study.name}.md', text.encode())
     return text
 
@@ -122,28 +119,17 @@ def _line(row: Row, seeds: list[int]) -> list[str]:
     ]
 
 
-def plot(rows: list[Row], path: Path) -> None:
-    """Success of each row with its Wilson interval, tasks side by side; single seeds as dots."""
-    rows = [row for row in rows if row.done]
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    figure, axes = pyplot.subplots(
-        1, len(tasks), figsize=(2 + 4 * len(tasks), 1.2 + 0.3 * len(rows) / len(tasks)), sharex=True,
-        squeeze=False, layout='constrained',
-    )  # fmt: skip
-    for axis, task in zip(axes[0], tasks, strict=True):
-        mine = [row for row in rows if row.task == task]
-        for place, row in enumerate(mine):
-            low, high = wilson_interval(row.successes, row.episodes)
-            rate = row.successes / row.episodes
-            axis.barh(place, 100 * rate, color='C0', alpha=0.5)
-            axis.plot([100 * low, 100 * high], [place, place], color='k')
-            axis.plot([100 * r for r in row.rates], [place] * len(row.rates), '.', color='C1')
-        axis.set_yticks(range(len(mine)), [f'{row.backbone}, {row.recipe}' for row in mine])
-        axis.invert_yaxis()
-        axis.set(title=task, xlabel='success (%)', xlim=(0, 100))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+def _summary(row: Row, study: StudyConfig) -> dict[str, Any]:
+    """As one row of an evaluation's summary."""
+    return {
+        'task': row.task,
+        'robot': study.tasks[row.task].robot,
+        'policy': f'{row.backbone}, {row.recipe}',
+        'successes': row.successes,
+        'episodes': row.episodes,
+        'wilson_95': wilson_interval(row.successes, row.episodes),
+        'rates': row.rates,
+    }
 
 
 def insert_table(document: Path, name: str, text: str) -> None:

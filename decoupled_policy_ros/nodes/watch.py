@@ -108,7 +108,7 @@ def watch(node: str, once: bool, wait_s: float, svg: Path | None) -> None:
         else:
             while True:
                 _listen(executor, watcher, LINE_S)
-                line = board.line(time.monotonic()) or nothing_heard(board, node, watcher.listening_s)
+                line = board.line(time.monotonic()) or _nothing_yet(board, node, watcher)
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         pass
@@ -142,9 +142,13 @@ def _listen(
 def _picture(board: Board, node: str, console: Console, watcher: Watcher) -> RenderableType:
     if board.shown:
         return _arranged(board, console)
+    return Text(_nothing_yet(board, node, watcher), 'yellow')
+
+
+def _nothing_yet(board: Board, node: str, watcher: Watcher) -> str:
     if watcher.listening_s < SILENCE_S:
-        return Text('listening ...')
-    return Text(nothing_heard(board, node, watcher.listening_s), 'bold red')
+        return 'listening ...'
+    return nothing_heard(board, node, watcher.listening_s)
 
 
 def _arranged(board: Board, console: Console) -> RenderableType:

@@ -38,7 +38,7 @@ def peer(tmp_path_factory) -> Iterator[PolicyPeer]:
         ):
             peer.wait_for(lambda: len(peer.received('target_pose')) > 10, 'commands')
             yield peer
-            assert 'Traceback' not in node.output()
+        assert 'Traceback' not in node.output()
     finally:
         peer.close()
 

@@ -179,7 +179,8 @@ class PolicyNode(LifecycleNode):
 
     def _release(self) -> None:
         if self.loop is not None:
-            self.loop.enable(False)
+            if self.context.ok():  # after Ctrl-C nothing can be said any more
+                self.loop.enable(False)
             self.loop.stop()
         if self.inputs is not None:
             self.inputs.close()

@@ -80,7 +80,7 @@ class InJoints:
             motion = _joined(commanded, now_ns, motion)
         if found is not None:
             raise self._rejected(found)
-        return JointPlan(plan.chunk, path, motion)
+        return JointPlan(**vars(plan), joints=motion)
 
     def adopt(self, plan: Plan) -> bool:
         """Follow a plan, and publish its joints; False where it came too late."""

@@ -7,6 +7,8 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from limits_checker import LimitsChecker
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from ros_harness import NodeProcess, Peer, PolicyPeer, node_process
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool
@@ -20,6 +22,7 @@ from decoupled_policy_ros.nodes.common import (
     time_message,
     time_ns,
 )
+from decoupled_policy_ros.nodes.policy_node import PolicyNode
 from decoupled_policy_ros.observation.messages import pose_from_message
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.inverse import InverseKinematics
@@ -154,6 +157,20 @@ def test_settings_that_make_no_sense_end_it_with_one_line(tmp_path):
     assert process.process.wait(60) == 1
     assert 'guard: limit_scale must be in (0, 1], got 2.0' in process.output()
     assert 'Traceback' not in process.output()
+
+
+def test_policy_node_reads_the_same_file_and_refuses_the_same(rclpy_context, tmp_path):
+    file = tmp_path / 'guard.yaml'
+    file.write_text('limit_scale: fast\n')
+    values = {'task': 'lift', 'denoising_steps': 2, 'guard_file': str(file)}
+    overrides = [Parameter(name, value=value) for name, value in values.items()]
+    node = PolicyNode(context=rclpy_context, parameter_overrides=overrides)
+    try:
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        file.write_text('limit_scale: 0.5\n')
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    finally:
+        node.destroy_node()
 
 
 @pytest.mark.sim

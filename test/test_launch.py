@@ -24,6 +24,7 @@ from decoupled_policy_ros.sim.tasks import TASKS
 ARGUMENTS = {
     'command_guard': {'robot', 'guard_file', 'input_topic', 'control_rate_hz', 'use_sim_time', 'namespace'},
     'coverage': {'dataset', 'robot', 'voxel_m', 'rate_hz', 'rviz', 'namespace'},
+    'franka': {'dry_run', 'output', 'task', 'robot', 'joint_states', 'recover', 'use_sim_time', 'namespace'},
     'policy': {'robot', 'task', 'backbone', 'instruction', 'use_sim', 'use_sim_time', 'rviz', 'namespace'},
     'record_episodes': {'robot', 'output_dir', 'instruction', 'use_sim_time', 'namespace'},
     'record_kinematics': {'robot', 'output_dir', 'use_sim_time', 'namespace'},
@@ -228,3 +229,46 @@ def test_rviz_shows_topics_that_exist(repository):
     ours = {f'policy_node/{name}' for name in ('path', 'samples', 'guard_markers')}
     assert set(topics) == {*ours, *cameras, *poses}
     assert rviz['Visualization Manager']['Global Options']['Fixed Frame'] == robot['frames']['base']
+
+
+def test_franka_is_a_dry_run_unless_it_is_plainly_told_not_to_be(repository, monkeypatch):
+    class Anything:
+        def __init__(self, *args, **options):
+            self.args, self.options = args, options
+
+    for module, names in {
+        'launch': ['LaunchContext', 'LaunchDescription'],
+        'launch.actions': [
+            'DeclareLaunchArgument', 'ExecuteProcess', 'GroupAction', 'IncludeLaunchDescription', 'OpaqueFunction',
+        ],
+        'launch.conditions': ['IfCondition'],
+        'launch.launch_description_entity': ['LaunchDescriptionEntity'],
+        'launch.launch_description_sources': ['PythonLaunchDescriptionSource'],
+        'launch.substitutions': ['LaunchConfiguration', 'PathJoinSubstitution'],
+        'launch_ros.actions': ['Node'],
+        'launch_ros.parameter_descriptions': ['ParameterValue'],
+        'launch_ros.substitutions': ['FindPackageShare'],
+    }.items():  # fmt: skip
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**dict.fromkeys(names, Anything)))
+    policy = runpy.run_path(str(repository / 'launch/franka.launch.py'))['policy']
+
+    def launched(**asked):
+        arguments = {**defaults(repository, 'franka'), 'params_file': 'x.yaml', **asked}
+        return [x.options for x in policy(SimpleNamespace(launch_configurations=arguments))]
+
+    def parameters(node):
+        return {k: v for part in node['parameters'] if isinstance(part, dict) for k, v in part.items()}
+
+    (node,) = launched()
+    assert parameters(node)['output'] == 'none'
+    known = {field.name for field in dataclasses.fields(PolicySettings)} | {'use_sim_time'}
+    assert set(parameters(node)) <= known
+    (node,) = launched(dry_run='False', joint_states='franka/joint_states')
+    chosen = parameters(node)
+    assert (chosen['output'], chosen['gripper'], chosen['guard']) == ('joint_trajectory', 'action', True)
+    assert node['remappings'] == [('joint_states', 'franka/joint_states')]
+    with pytest.raises(RuntimeError, match="dry_run must be true or false, got 'flase'"):
+        launched(dry_run='flase')
+    for namespace, server in ('', '/action_server'), ('/left/', '/left/action_server'):
+        recovery, _ = launched(recover='true', namespace=namespace)
+        assert recovery['cmd'][3] == f'{server}/error_recovery'

@@ -1,0 +1,156 @@
+"""A policy on a Franka Research 3 that franka_ros2 has brought up. As it is it commands nothing: a dry run.
+
+    ros2 launch decoupled_policy_ros franka.launch.py task:=<your task>                    what would it do?
+    ros2 launch decoupled_policy_ros franka.launch.py task:=<your task> dry_run:=false     do it
+
+What it speaks to is in config/robots/fr3.yaml, relative to the namespace: joint_states, the trajectory controller's
+fr3_arm_controller/joint_trajectory, the gripper's franka_gripper/gripper_action, the URDF on robot_description.
+docs/outputs.md tells how to bring up the arm for each kind of output.
+"""
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    GroupAction,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+)
+from launch.conditions import IfCondition
+from launch.launch_description_entity import LaunchDescriptionEntity
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+SHARE = FindPackageShare('decoupled_policy_ros')
+
+ARGUMENTS = [
+    DeclareLaunchArgument(
+        'dry_run',
+        default_value='true',
+        description='Run the policy and publish ~/trajectory and ~/path, but command neither arm nor gripper.',
+    ),
+    DeclareLaunchArgument(
+        'output',
+        default_value='joint_trajectory',
+        description='What the arm is told unless it is a dry run: joint_trajectory; pose for CRISP; both.',
+    ),
+    DeclareLaunchArgument(
+        'task', default_value='lift', description='Name in models/tasks, or a task folder; trained for fr3.'
+    ),
+    DeclareLaunchArgument(
+        'backbone',
+        default_value='',
+        description='Name or folder of a backbone; empty: the one the task names.',
+    ),
+    DeclareLaunchArgument(
+        'instruction',
+        default_value='',
+        description='What to do, in words; empty: the only instruction that the task was trained on.',
+    ),
+    DeclareLaunchArgument(
+        'device', default_value='cpu', description='Where the network runs: cpu, cuda, cuda:1, ...'
+    ),
+    DeclareLaunchArgument(
+        'robot',
+        default_value='fr3',
+        description='Name in config/robots, or a copy of fr3.yaml for your cell.',
+    ),
+    DeclareLaunchArgument(
+        'joint_states',
+        default_value='joint_states',
+        description='Joint states of arm and fingers; franka/joint_states is faster, but without fingers.',
+    ),
+    DeclareLaunchArgument(
+        'trajectory_action',
+        default_value='false',
+        description='Send FollowJointTrajectory goals, not messages: the controller says what went wrong.',
+    ),
+    DeclareLaunchArgument(
+        'gripper',
+        default_value='action',
+        description='How the gripper is told: action, topic, or auto for what is there.',
+    ),
+    DeclareLaunchArgument(
+        'missing_server',
+        default_value='hold',
+        description='Without an action server that is commanded: hold the arm, or go_on.',
+    ),
+    DeclareLaunchArgument(
+        'enabled',
+        default_value='true',
+        description='Begin right after activation; false: ~/enable is waited for.',
+    ),
+    DeclareLaunchArgument(
+        'guard_file', default_value='', description="The guard's settings; empty: its defaults."
+    ),
+    DeclareLaunchArgument(
+        'params_file',
+        default_value=PathJoinSubstitution([SHARE, 'config', 'policy_node.yaml']),
+        description="The policy node's other parameters.",
+    ),
+    DeclareLaunchArgument(
+        'recover',
+        default_value='false',
+        description='First ask franka_ros2 for error recovery, as after a reflex; needs franka_msgs and ros2cli.',
+    ),
+    DeclareLaunchArgument(
+        'namespace', default_value='', description='Namespace of the arm and of the policy node.'
+    ),
+    DeclareLaunchArgument(
+        'use_sim_time', default_value='false', description='Follow /clock: the arm is simulated.'
+    ),
+    DeclareLaunchArgument('rviz', default_value='false', description='Start RViz with config/policy.rviz.'),
+]
+
+
+SWITCHES = {'true': True, 'false': False}
+
+
+def switch(asked: dict[str, str], name: str) -> bool:
+    """A launch argument that is true or false; anything else ends the launch, and no arm moves by a misspelling."""
+    try:
+        return SWITCHES[asked[name].lower()]
+    except KeyError:
+        raise RuntimeError(f'{name} must be true or false, got {asked[name]!r}') from None
+
+
+def policy(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """The policy node, and error recovery before it on request."""
+    asked = context.launch_configurations
+    dry = switch(asked, 'dry_run')
+    names = ('robot', 'task', 'backbone', 'instruction', 'device', 'guard_file', 'missing_server')
+    node = Node(
+        package='decoupled_policy_ros',
+        executable='policy_node',
+        sigterm_timeout='10',  # a cycle that is being computed on a busy machine is waited for
+        name='policy_node',
+        namespace=asked['namespace'],
+        output='screen',
+        remappings=[('joint_states', asked['joint_states'])],
+        parameters=[
+            asked['params_file'],
+            {name: ParameterValue(asked[name], value_type=str) for name in names},
+            {name: switch(asked, name) for name in ('enabled', 'use_sim_time', 'trajectory_action')},
+            {'output': 'none' if dry else asked['output'], 'gripper': 'auto' if dry else asked['gripper']},
+            {'autostart': True, 'guard': True, 'lockstep': False},
+        ],
+    )
+    if not switch(asked, 'recover'):
+        return [node]
+    server = '/'.join(['', *filter(None, asked['namespace'].split('/')), 'action_server/error_recovery'])
+    goal = ['ros2', 'action', 'send_goal', server, 'franka_msgs/action/ErrorRecovery', '{}']
+    return [ExecuteProcess(cmd=goal, output='screen'), node]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Declare the arguments, start the policy node, and RViz on request."""
+    file = PythonLaunchDescriptionSource(PathJoinSubstitution([SHARE, 'launch', 'rviz.launch.py']))
+    arguments = {name: LaunchConfiguration(name) for name in ('robot', 'use_sim_time', 'namespace')}
+    rviz = GroupAction(
+        [IncludeLaunchDescription(file, launch_arguments=arguments.items())],
+        condition=IfCondition(LaunchConfiguration('rviz')),
+    )
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=policy), rviz])

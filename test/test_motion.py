@@ -74,6 +74,17 @@ def test_a_stop_is_no_longer_than_its_limits_ask_for(seed):
     np.testing.assert_allclose(stop.duration_s, 1.5 * need)
 
 
+@pytest.mark.parametrize('jerk', [20.0, 200.0])
+def test_a_stop_keeps_its_limit_of_jerk(jerk):
+    state = MotionState(pose([0.5, 0, 0.2], [0.0] * 3), np.array([0.4, 0, 0]), np.array([0, 0, 0.8]))
+    stop = Stop(state, 0, StoppingLimits(100.0, 100.0, jerk, 2 * jerk))
+    step_s = 1e-4
+    times = np.arange(0, stop.duration_s, step_s)
+    speeds = np.array([stop.state(round(time * NS_PER_S)).linear_m_s[0] for time in times])
+    largest = np.abs(np.diff(speeds, 2)).max() / step_s**2
+    assert 0.95 * jerk < largest < 1.01 * jerk
+
+
 def test_a_stop_from_rest_stays_where_it_is():
     state = MotionState.at_rest(pose([0.5, 0.1, 0.2], [0.3, 0.0, 0.0]))
     stop = Stop(state, START_NS, StoppingLimits(1.0, 1.0, 1.0, 1.0))

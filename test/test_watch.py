@@ -1,10 +1,13 @@
 """`decoupled-policy watch` as a process, beside a live policy and simulator; and what RViz gets from that policy."""
 
+import importlib
+import json
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from decoupled_policy_ros.robot.description import load_robot
 pytestmark = [pytest.mark.process, pytest.mark.sim]
 
 SAMPLES, TRAJECTORY, GUARD = 'policy_node/samples', 'policy_node/trajectory', 'policy_node/guard_markers'
+PATH = re.compile(r'(/\w+(?:/\w+)*)((?:\.\w+|\[:\]|\{\w+=="[^"]*"\})*)')
+PART = re.compile(r'\.(\w+)|(\[:\])|\{(\w+)=="([^"]*)"\}')
 COMMAND = [sys.executable, '-m', 'decoupled_policy_ros.cli', 'watch']
 
 
@@ -85,7 +90,7 @@ def test_into_a_pipe_goes_a_line_a_second_until_it_is_ended(peer):
         assert process.stdout is not None
         line = ''
         deadline = time.monotonic() + 90.0
-        while 'total p99' not in line and time.monotonic() < deadline:
+        while not ('total p99' in line and 'agentview' in line) and time.monotonic() < deadline:
             line = process.stdout.readline()
         assert re.search(r'policy_node: policy \w+.*, latency total p99 [\d.]+ ms', line)
         assert re.search(r'agentview [\d.]+ Hz', line)
@@ -134,3 +139,72 @@ def test_guard_markers_are_there_for_whoever_comes_late(peer):
     (edges,) = [marker for marker in markers if marker.ns == 'workspace']
     corners = np.array([[p.x, p.y, p.z] for p in edges.points])
     np.testing.assert_allclose([corners.min(0), corners.max(0)], load_robot('panda_sim').limits.workspace_m)
+
+
+# --- Foxglove --------------------------------------------------------------------------------------
+
+
+def leaves(layout: Any) -> list[str]:
+    """Panels of a layout's tree."""
+    return [layout] if isinstance(layout, str) else [*leaves(layout['first']), *leaves(layout['second'])]
+
+
+def named(config: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Topics and message paths of a panel."""
+    topics = {
+        *config.get('topics', {}),
+        config.get('topicToRender'),
+        config.get('imageMode', {}).get('imageTopic'),
+    }
+    return topics - {None}, {path['value'] for path in config.get('paths', [])}
+
+
+def values(message: Any, path: str) -> list[Any]:
+    """What a message path without its topic leads to; fails where a field does not exist."""
+    found = [message]
+    for field, everything, key, value in PART.findall(path):
+        if field:
+            found = [getattr(each, field) for each in found]
+        elif everything:
+            found = [each for several in found for each in several]
+        else:
+            found = [each for each in found if getattr(each, key) == value]
+    return found
+
+
+def message_class(kind: str) -> type:
+    package, _, name = kind.split('/')
+    return getattr(importlib.import_module(f'{package}.msg'), name)
+
+
+@pytest.fixture(scope='module')
+def panels(repository) -> dict[str, Any]:
+    layout = json.loads((repository / 'config/foxglove_policy.json').read_text())
+    assert sorted(leaves(layout['layout'])) == sorted(layout['configById'])
+    return layout['configById']
+
+
+def test_foxglove_shows_topics_that_are_there(peer, panels):
+    topics = set().union(*(named(config)[0] for config in panels.values()))
+    paths = set().union(*(named(config)[1] for config in panels.values()))
+    assert {SAMPLES, GUARD, 'policy_node/path', 'wrist/image_raw'} < {topic[1:] for topic in topics}
+    topics |= {PATH.fullmatch(path)[1] for path in paths}
+    there = {topic for topic, _ in peer.get_topic_names_and_types() if peer.count_publishers(topic)}
+    assert topics - there == set()
+    (space,) = [config for name, config in panels.items() if name.startswith('3D!')]
+    assert space['followTf'] == load_robot('panda_sim').base_frame
+
+
+def test_foxglove_plots_figures_that_are_there(peer, panels):
+    kinds = {topic: message_class(kinds[0]) for topic, kinds in peer.get_topic_names_and_types()}
+    paths = set().union(*(named(config)[1] for config in panels.values()))
+    said = [path for path in paths if path.startswith('/diagnostics.')]
+    assert len(said) > 15
+    for path in paths - set(said):
+        topic, rest = PATH.fullmatch(path).groups()
+        assert len(values(kinds[topic](), rest)) == 1, path
+    peer.diagnostics('policy', after=2)  # some commands have been given by now
+    array = [m for m in peer.received('/diagnostics') if m.status[0].name.startswith('policy_node')][-1]
+    for path in said:
+        (value,) = values(array, path.removeprefix('/diagnostics'))
+        assert path.endswith('{key=="lifecycle"}.value') or float(value) >= -1.0, path

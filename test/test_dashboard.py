@@ -115,10 +115,11 @@ def test_only_one_node_where_one_is_asked_for():
     assert heard(right, node='policy_node').shown == []
 
 
-def test_spread_and_shadow_are_listed_where_they_are_there():
-    further = {'spread_m': '0.012', 'shadow_divergence_m': '0.300'}
+def test_spread_shadow_and_ways_to_the_arm_are_listed_where_they_are_there():
+    further = {'spread_m': '0.012', 'shadow_divergence_m': '0.300', 'gripper': 'no action server'}
     rows = shown(heard(status(POLICY, {**POLICY_VALUES, **further})))
     assert ['spread', 'm', '0.012'] in rows and ['shadow', 'divergence', 'm', '0.300'] in rows
+    assert ['gripper', 'no', 'action', 'server'] in rows
     assert not [row for row in shown(heard(status(POLICY, POLICY_VALUES))) if row[0] in ('spread', 'shadow')]
 
 

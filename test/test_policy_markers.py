@@ -1,13 +1,17 @@
 """What RViz and Foxglove are given: markers whose points are the chunk's, and the guard's boxes where they are."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from visualization_msgs.msg import Marker, MarkerArray
 
-from decoupled_policy_ros.nodes.common import time_ns
+from decoupled_policy_ros.nodes.command_guard_node import CommandGuardNode
+from decoupled_policy_ros.nodes.common import LATCHED, time_ns
 from decoupled_policy_ros.nodes.policy_markers import chunk_markers, guard_markers
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.runtime.chunks import Chunk
@@ -119,6 +123,25 @@ def test_what_the_guard_does_not_look_at_is_not_shown(rule):
 def test_without_a_guard_what_was_shown_is_taken_away():
     (clear,) = guard_markers(None, FRAME).markers
     assert clear.action == Marker.DELETEALL
+
+
+def test_the_guard_of_commands_shows_its_boxes_too(rclpy_context):
+    node = CommandGuardNode(context=rclpy_context)
+    peer = Node('late', context=rclpy_context)
+    executor = SingleThreadedExecutor(context=rclpy_context)
+    arrays: list[MarkerArray] = []
+    try:
+        peer.create_subscription(MarkerArray, 'command_guard_node/guard_markers', arrays.append, LATCHED)
+        executor.add_node(node)
+        executor.add_node(peer)
+        deadline = time.monotonic() + 30.0
+        while not arrays and time.monotonic() < deadline:
+            executor.spin_once(timeout_sec=0.1)
+        assert {'workspace'} <= {marker.ns for marker in arrays[0].markers}
+    finally:
+        executor.shutdown()
+        peer.destroy_node()
+        node.destroy_node()
 
 
 def test_rviz_shows_the_markers_and_gets_those_of_the_guard_though_it_comes_late(repository: Path):

@@ -4,6 +4,7 @@ target_pose_in   geometry_msgs/PoseStamped      where somebody wants the end eff
 joint_states     sensor_msgs/JointState         where the arm is
 target_pose      geometry_msgs/PoseStamped      where it is told to be, inside all limits
 ~/status         diagnostic_msgs/DiagnosticStatus   latched: following or holding, and why
+~/guard_markers  visualization_msgs/MarkerArray     latched: workspace and boxes
 ~/enable         std_srvs/SetBool               false: come to rest and stay there
 """
 
@@ -19,6 +20,7 @@ from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.node import Node
 from std_srvs.srv import SetBool
+from visualization_msgs.msg import MarkerArray
 
 from decoupled_policy_ros.errors import MessageError
 from decoupled_policy_ros.nodes.commands import CommandPublisher
@@ -35,6 +37,7 @@ from decoupled_policy_ros.nodes.common import (
     time_ns,
 )
 from decoupled_policy_ros.nodes.joint_states import JointStates
+from decoupled_policy_ros.nodes.policy_markers import guard_markers
 from decoupled_policy_ros.observation.messages import pose_from_message
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.follower import Follower
@@ -83,8 +86,9 @@ class CommandGuardNode(Node):
         checks = read_guard_settings(settings.guard_file) if settings.guard_file else GuardSettings()
         self._timeout_s = settings.target_timeout_s
         self._joints = JointStates(self.robot, checks.joint_state_max_age_s)
+        guard = Guard(self.robot, checks)
         self.follower = Follower(
-            Guard(self.robot, checks),
+            guard,
             Kinematics(self.robot),
             self._joints,
             settings.horizon_s,
@@ -93,6 +97,8 @@ class CommandGuardNode(Node):
         self._enabled, self._state, self._seen_ns = settings.enabled, '', 0
         self._status = self.create_publisher(DiagnosticStatus, '~/status', LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._markers = self.create_publisher(MarkerArray, '~/guard_markers', LATCHED)
+        self._markers.publish(guard_markers(guard, self.robot.base_frame))
         commands = self.create_publisher(PoseStamped, self.robot.topics['target_pose'], COMMAND)
         self._commands = CommandPublisher(self.robot, commands, None)
         self._joints.subscribe(self, SENSOR)

@@ -36,7 +36,7 @@ COUNTS = (
 TROUBLES = frozenset(('cycles_missed', 'underruns', 'holds', 'rejected_chunks', 'refused_instructions'))
 OUTCOMES = ('time_scale', 'clamp', 'truncate', 'reject')
 #: Whatever begins so is listed as it is: it is there only in some ways to run a policy.
-FURTHER = ('spread', 'shadow', 'divergence', 'in_paint', 'samples')
+FURTHER = ('spread', 'shadow', 'divergence', 'gripper', 'joint_trajectory')
 
 
 @dataclass
@@ -275,7 +275,7 @@ def _guard(name: str, values: Mapping[str, str]) -> Table | None:
 
 
 def _further(name: str, values: Mapping[str, str]) -> Table | None:
-    """What only some ways of running a policy have: spread of samples, shadow mode."""
+    """What only some ways of running a policy have: spread of samples, shadow mode, what the arm is told through."""
     table = _table(name, ('', 'value'))
     for key in sorted(key for key in values if key.startswith(FURTHER)):
         table.add_row(plain(key.replace('_', ' ')), plain(values[key]))

@@ -74,6 +74,7 @@ test: $(READY)
 bench: $(READY)
 	@$(BIN)/python bench/policy_cycle.py
 	@$(BIN)/python bench/guard.py
+	@$(BIN)/python bench/outputs.py
 	@$(BIN)/python bench/recording.py --json out/bench/recording.json
 	@$(BIN)/python bench/conversion.py
 	@$(BIN)/python bench/dataset_reader.py $(if $(LEROBOT_PYTHON),--python $(LEROBOT_PYTHON))

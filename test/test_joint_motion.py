@@ -67,10 +67,12 @@ class Arm:
         return plan
 
 
-def test_the_joints_lead_the_end_effector_along_the_path():
+@pytest.mark.parametrize('turns', [0.25, 2.0])  # as it is asked for, and slowed down
+def test_the_joints_lead_the_end_effector_along_the_path(turns):
     arm = Arm()
     for _ in range(3):
-        plan = arm.cycle(arm.chunk(turns=0.25))
+        plan = arm.cycle(arm.chunk(turns=turns))
+        assert (plan.time_scale > 1.5) == (turns == 2.0)
         motion = plan.joints
         for stamp_ns in range(plan.path.start_ns, plan.path.end_ns, 7 * MS):
             joints_rad, _ = motion.at(stamp_ns)

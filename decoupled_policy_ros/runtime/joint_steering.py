@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded, Joints
 from decoupled_policy_ros.runtime.stopping import Stop
 
 Array = NDArray[np.float64]
+
+#: Longest time from one point to the next (ns): the cubic between them is off by less than 0.5 mm then.
+LONGEST_NS = 100_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +76,7 @@ class InJoints:
         assert path is not None
         if commanded is None and measured is None:
             raise self._rejected(missing_joints(self._joints.why_not(now_ns)))
-        stamps_ns = path.borders_ns
+        stamps_ns = _no_longer_than(LONGEST_NS, path.borders_ns)
         if commanded is None:
             motion, found = self._motion(self._planner, path, stamps_ns, measured)
         else:
@@ -163,3 +167,12 @@ def _joined(before: JointMotion, now_ns: int, after: JointMotion) -> JointMotion
         np.concatenate([np.stack([position for position, _ in points]), after.positions_rad]),
         np.concatenate([np.stack([velocity for _, velocity in points]), after.velocities_rad_s]),
     )
+
+
+def _no_longer_than(longest_ns: int, stamps_ns: Sequence[int]) -> list[int]:
+    """Stamps with others evenly between them where two are too far apart."""
+    finer = [stamps_ns[0]]
+    for begin, end in pairwise(stamps_ns):
+        parts = -(-(end - begin) // longest_ns)
+        finer += [begin + (end - begin) * part // parts for part in range(1, parts + 1)]
+    return finer

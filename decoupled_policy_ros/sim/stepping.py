@@ -4,7 +4,7 @@ robosuite computes all of the physics three times in each of the 25 physics step
 controller, within it, and in MuJoCo's step), the Jacobian of the hand four times, a reward that nobody asks for,
 and looks names up throughout. MuJoCo's own two halves of a step leave room for a controller between them, which
 robosuite itself uses since 1.5. Both ways solve the same equations; only the contact solver starts from another
-guess, which moves a state within its tolerance.
+guess. For the Panda the states are equal to round-off (test/test_stepping.py).
 """
 
 from __future__ import annotations

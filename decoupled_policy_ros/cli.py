@@ -122,15 +122,17 @@ def study(
         out: folder of all runs.
         seeds: only these of the studies' seeds.
         workers: processes, each on one thread; 0 only writes the tables of what is done.
-        results: folder for the tables (.md), plots (.png) and raw outcomes (.json); OUT/results by default.
+        results: folder for the tables (.md), plots (.png) and raw outcomes (.json); OUT/results by default. Runs whose
+            outcomes are there already are not done again.
         document: Markdown file that gets each table between `<!-- study NAME -->` and `<!-- end -->`.
     """
     from decoupled_policy_ros.training.study import insert_table, load_study, run_studies, write_results
 
     studies = [load_study(path) for path in configs]
-    cells = run_studies(studies, out, seeds or None, workers)
+    results = results or out / 'results'
+    cells = run_studies(studies, out, seeds or None, workers, results)
     for each in studies:
-        text = write_results(each, cells[each.name], results or out / 'results')
+        text = write_results(each, cells[each.name], results)
         if document is not None:
             insert_table(document, each.name, text)
         Console(width=WIDE).print(f'{each.title}\n{text}', markup=False, highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -73,8 +74,25 @@ def test_a_study_runs_resumes_and_writes_its_tables(tmp_path, monkeypatch, capfd
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / 'out').rglob('*.safetensors')}
     (next((tmp_path / 'out' / 'cells').glob('*random*')) / 'outcome.json').unlink()
     cli.main()
-    assert '4 of 5 runs are done' in capfd.readouterr().out
+    # The outcome that was deleted is in the results, so nothing is done again, there or on another machine.
+    assert '5 of 5 runs are done' in capfd.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / 'out').rglob('*.safetensors')} == stamps
+    shutil.rmtree(tmp_path / 'out')
+    cli.main()
+    assert '5 of 5 runs are done' in capfd.readouterr().out
+    assert not list((tmp_path / 'out').rglob('*.safetensors'))
+    assert json.loads((tmp_path / 'results' / 'small.json').read_text()) == raw
+
+    foreign = [dict(row, seeds={'7': row['seeds']['7'] | {'run': 'another'}}) for row in raw['rows']]
+    (tmp_path / 'results' / 'small.json').write_text(json.dumps(raw | {'rows': foreign}))
+    shutil.rmtree(tmp_path / 'out')
+    cli.main()
+    assert '1 of 5 runs are done' in capfd.readouterr().out  # the demonstrations are there
+
+    (tmp_path / 'results' / 'small.json').write_text('[]')
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert 'holds no results of a study' in capfd.readouterr().err
 
 
 def test_the_plan_shares_what_is_the_same(tmp_path):

@@ -21,13 +21,18 @@ from rich.console import Console
 from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
 from decoupled_policy_ros.training.study.config import StudyConfig
 from decoupled_policy_ros.training.study.jobs import Cell, DemonstrationsJob, Job, Place, plan
+from decoupled_policy_ros.training.study.tables import read_results
 
 LOG, ERROR = 'log.txt', 'error.txt'
 WAIT_S = 5.0
 
 
 def run_studies(
-    studies: Sequence[StudyConfig], out: Path, seeds: Sequence[int] | None = None, workers: int = 1
+    studies: Sequence[StudyConfig],
+    out: Path,
+    seeds: Sequence[int] | None = None,
+    workers: int = 1,
+    results: Path | None = None,
 ) -> dict[str, dict[Place, Cell]]:
     """Do what is missing of several studies, which share what they have in common.
 
@@ -37,6 +42,7 @@ def run_studies(
         out: folder of all runs.
         seeds: only these.
         workers: processes; each trains and evaluates on one thread. 0 runs nothing.
+        results: folder of earlier results; what is in them is not done again.
 
     Returns:
         The cells of each study by its name; those that failed are not done.
@@ -54,11 +60,14 @@ def run_studies(
             needed, placed = plan(study, out, seed)
             jobs.update({job.folder: job for job in needed if job.folder not in jobs})
             cells[study.name].update(placed)
+    if results is not None:
+        for study in studies:
+            read_results(cells[study.name], results / f'{study.name}.json')
     if workers < 0:
         raise ConfigError(f'workers must be at least 0, got {workers}')
     if workers:
         _require_data(list(jobs.values()))
-    waiting = [job for job in jobs.values() if not job.done]
+    waiting = _wanted(jobs)
     _say(f'{len(jobs) - len(waiting)} of {len(jobs)} runs are done')
     if waiting and workers:
         context = multiprocessing.get_context('spawn')
@@ -68,6 +77,18 @@ def run_studies(
         for process in processes:
             process.join()
     return cells
+
+
+def _wanted(jobs: dict[Path, Job]) -> list[Job]:
+    """The cells that are not done and what they wait for, in the order of the jobs."""
+    wanted: set[Path] = set()
+    ahead: list[Job] = [job for job in jobs.values() if isinstance(job, Cell)]
+    while ahead:
+        job = ahead.pop()
+        if not job.done and job.folder not in wanted:
+            wanted.add(job.folder)
+            ahead += [jobs[path] for path in job.inputs if path in jobs]
+    return [job for job in jobs.values() if job.folder in wanted]
 
 
 def _require_data(jobs: Sequence[Job]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,27 @@ def write_results(study: StudyConfig, cells: dict[Place, Cell], folder: Path) ->
         success_plot([_summary(row, study) for row in done], folder / f'{study.name}.png')
     write_whole(folder / f'{study.name}.md', text.encode())
     return text
+
+
+def read_results(cells: dict[Place, Cell], path: Path) -> None:
+    """Give the cells their outcomes from raw results of `write_results`, as far as there are any of the same runs.
+
+    Raises:
+        ConfigError: not such a file.
+    """
+    if not path.exists():
+        return
+    try:
+        rows = json.loads(path.read_text())['rows']
+        for row in rows:
+            for seed, outcome in row['seeds'].items():
+                cell = cells.get(Place(row['task'], row['backbone'], row['recipe'], int(seed)))
+                if cell is not None and outcome is not None:
+                    cell.take(outcome)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f'{path} holds no results of a study ({error}); move it away to start anew'
+        ) from error
 
 
 def table(study: StudyConfig, rows: list[Row]) -> str:

@@ -1,11 +1,10 @@
-"""Watches a stream of commanded poses: how fast, how suddenly and how far it moves, and whether that is allowed.
-
-For process tests: give it the limits, let it listen, and `require_none` at the end.
+"""Checks streams of commands: how fast, how suddenly and how far they move an arm, and whether that is allowed.
 
     checker = LimitsChecker.of(load_robot('panda_sim').limits)
-    node = checker_node(checker)              # subscribes to target_pose
-    ...
+    checker.add(stamp_ns, pose)               # each command
     checker.require_none()
+
+Over DDS command_watch.py does that with every command of the nodes that a test starts.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from decoupled_policy_ros.robot.description import Limits
+from decoupled_policy_ros.robot.description import Limits, RobotDescription
+from decoupled_policy_ros.runtime.joint_motion import VELOCITY_MARGIN, JointMotion
 
 Array = NDArray[np.float64]
 
@@ -117,20 +117,66 @@ class LimitsChecker:
             self.breaches.append(f'{name} {value:.4g} above {limit:g} at {stamp_ns * 1e-9:.3f} s')
 
 
-def checker_node(checker: LimitsChecker, topic: str = 'target_pose', **options):
-    """A node that gives a checker everything on a topic; imported late, so that the checker needs no ROS."""
-    from geometry_msgs.msg import PoseStamped
-    from rclpy.node import Node
-    from rclpy.qos import QoSProfile, ReliabilityPolicy
+#: How far a trajectory may begin from where the one before it has the joints then (rad, and rad/s).
+JOIN_RAD, JOIN_RAD_S = 1e-3, 0.05
 
-    from decoupled_policy_ros.nodes.common import time_ns
-    from decoupled_policy_ros.observation.messages import pose_from_message
 
-    node = Node('limits_checker', **options)
-    qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+class JointChecker:
+    """Looks at joint trajectories: ranges, speeds, accelerations, and whether each goes on from the one before.
 
-    def take(message: PoseStamped) -> None:
-        checker.add(time_ns(message.header.stamp), pose_from_message(message))
+    Args:
+        robot: gives names and limits.
+    """
 
-    node.create_subscription(PoseStamped, topic, take, qos)
-    return node
+    def __init__(self, robot: RobotDescription):
+        self._names, self._limits = tuple(robot.joint_names), robot.limits
+        self.largest: dict[str, float] = {}
+        self.breaches: list[str] = []
+        self.count = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """The next trajectory begins a new motion."""
+        self._before: JointMotion | None = None
+
+    def add(self, names: tuple[str, ...], motion: JointMotion) -> None:
+        """Look at a trajectory, its joints in the order of `names`."""
+        self.count += 1
+        before, self._before = self._before, motion
+        start_ns, positions = motion.stamps_ns[0], motion.positions_rad
+        if names != self._names:
+            self.breaches.append(f'joints {names}, expected {self._names}')
+            return self.restart()
+        if not np.isfinite(positions).all():
+            self.breaches.append(f'not finite at {start_ns}: {positions.tolist()}')
+            return self.restart()
+        durations_s = np.diff(np.array(motion.stamps_ns, np.int64)) * 1e-9
+        if (durations_s <= 0.0).any():
+            self.breaches.append(f'stamps that do not increase at {start_ns}: {list(motion.stamps_ns)}')
+            return self.restart()
+        outside = np.maximum(self._limits.lower_rad - positions, positions - self._limits.upper_rad)
+        self._look('outside_rad', outside, 1e-6, start_ns)
+        if len(positions) > 1:
+            speed = np.abs(np.diff(positions, axis=0)) / durations_s[:, None]
+            self._look('joint_velocity', speed, (1 + VELOCITY_MARGIN) * self._limits.velocity_rad_s, start_ns)
+        if motion.velocities_rad_s is not None and len(positions) > 1:
+            change = np.abs(np.diff(motion.velocities_rad_s, axis=0)) / durations_s[:, None]
+            self._look('joint_acceleration', change, self._limits.acceleration_rad_s2, start_ns)
+        if before is not None:
+            positions_rad, velocities_rad_s = before.at(start_ns)
+            self._look('join_rad', np.abs(positions[0] - positions_rad), JOIN_RAD, start_ns)
+            if motion.velocities_rad_s is not None:
+                step = np.abs(motion.velocities_rad_s[0] - velocities_rad_s)
+                self._look('join_rad_s', step, JOIN_RAD_S, start_ns)
+        return None
+
+    def _look(self, name: str, values: Array, limits: Array | float, stamp_ns: int) -> None:
+        self.largest[name] = max(self.largest.get(name, -np.inf), float(values.max()))
+        over = values - TOLERANCE * np.asarray(limits)
+        if over.max() > 0.0:
+            joint = int(np.unravel_index(int(np.argmax(over)), over.shape)[-1])
+            worst = float(values.reshape(-1, values.shape[-1])[:, joint].max())
+            limit = float(np.broadcast_to(limits, values.shape[-1:])[joint])
+            self.breaches.append(
+                f'{name} {worst:.4g} above {limit:g} of {self._names[joint]} at {stamp_ns * 1e-9:.3f} s'
+            )

@@ -1,4 +1,4 @@
-"""What the process tests share: nodes as processes, and a peer that talks to them over DDS."""
+"""What the process tests share: nodes as processes, a peer that talks to them over DDS, an eye on their commands."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
+from command_watch import CommandWatch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -23,7 +24,9 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from std_msgs.msg import Float64
 
+from decoupled_policy_ros.errors import DecoupledPolicyError
 from decoupled_policy_ros.nodes.common import LATCHED, STATE, time_ns
+from decoupled_policy_ros.robot.description import load_robot
 
 #: Far longer than anything takes here: a test that waits this long has failed.
 TIMEOUT_S = 90.0
@@ -31,19 +34,70 @@ TIMEOUT_S = 90.0
 TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}
 
 
+#: Nodes that command an arm: whatever they say is looked at.
+COMMANDERS = ('policy_node', 'command_guard_node', 'teleop_node')
+
+
+class Watched:
+    """The one command watch of a test run, and which of the nodes that it looks at run without the guard."""
+
+    def __init__(self) -> None:
+        self.watch: CommandWatch | None = None
+        self.unguarded: dict[int, str] = {}  # by process
+
+    def begin(self, module: str, name: str, parameters: dict[str, Any], namespace: str) -> bool:
+        """Look at the commands of a node from now on; whether it runs with its limits."""
+        robot = 'panda_sim'
+        with suppress(DecoupledPolicyError):
+            robot = load_robot(parameters.get('robot', robot))
+        if isinstance(robot, str):  # the node refuses it too
+            robot = load_robot(robot)
+        guarded = parameters.get('guard', True)
+        self.watch = self.watch or CommandWatch()
+        self.watch.listen(namespace, name, robot, guarded)
+        return guarded
+
+    def verdict(self, exempt: bool) -> None:
+        """Fail if a command since the last verdict broke a limit, or a guard is off without a word about it."""
+        if self.watch is None:
+            return
+        breaches = self.watch.breaches()
+        assert not breaches, f'{len(breaches)} commands broke a limit: ' + '; '.join(breaches[:5])
+        assert exempt or not self.unguarded, (
+            f'{self.unguarded} without a guard: mark the test unguarded(reason)'
+        )
+
+
+WATCHED = Watched()
+
+
 class NodeProcess:
     """A node of this package as a process, its output in a file."""
 
-    def __init__(self, module: str, log: Path, parameters: dict[str, Any] | None = None, namespace: str = ''):
+    def __init__(
+        self,
+        module: str,
+        log: Path,
+        parameters: dict[str, Any] | None = None,
+        namespace: str = '',
+        name: str = '',
+    ):
+        guarded = module not in COMMANDERS or WATCHED.begin(
+            module, name or module, parameters or {}, namespace
+        )
         pairs = [f'{name}:={_yaml(value)}' for name, value in (parameters or {}).items()]
         arguments = [argument for pair in pairs for argument in ('-p', pair)]
         if namespace:
             arguments += ['-r', f'__ns:=/{namespace}']
+        if name:
+            arguments += ['-r', f'__node:={name}']
         command = [sys.executable, '-m', f'decoupled_policy_ros.nodes.{module}', '--ros-args', *arguments]
         self.log = log
         environment = {**os.environ, 'RCUTILS_LOGGING_BUFFERED_STREAM': '0'}
         with log.open('wb') as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        if not guarded:
+            WATCHED.unguarded[self.process.pid] = module
 
     def output(self) -> str:
         """Everything that it has printed so far."""
@@ -53,6 +107,7 @@ class NodeProcess:
         """End it as Ctrl-C would; returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
+        WATCHED.unguarded.pop(self.process.pid, None)
         try:
             return self.process.wait(60)
         except subprocess.TimeoutExpired:
@@ -69,10 +124,14 @@ def _yaml(value: Any) -> str:
 
 @contextmanager
 def node_process(
-    module: str, log: Path, parameters: dict[str, Any] | None = None, namespace: str = ''
+    module: str,
+    log: Path,
+    parameters: dict[str, Any] | None = None,
+    namespace: str = '',
+    name: str = '',
 ) -> Iterator[NodeProcess]:
     """Run a node for as long as the block lasts."""
-    process = NodeProcess(module, log, parameters, namespace)
+    process = NodeProcess(module, log, parameters, namespace, name)
     try:
         yield process
     finally:

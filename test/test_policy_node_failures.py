@@ -23,7 +23,10 @@ from decoupled_policy_ros.nodes.policy_node import PolicyNode
 from decoupled_policy_ros.robot.description import load_robot, robot_file
 from decoupled_policy_ros.runtime.states import FAILED, FOLLOWING
 
-pytestmark = pytest.mark.process
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.unguarded('an untrained policy, which a guard would refuse to follow'),
+]
 
 ROBOT = load_robot('panda_sim')
 CAMERAS = ('agentview', 'wrist')

@@ -173,6 +173,7 @@ class CommandGuardNode(Node):
         self._seen_ns = 0
         self._joints.clear()
         self.follower.reset()
+        self._say()  # before a next target is followed: it begins a new motion
 
     def _say(self) -> None:
         """Publish and log the state when it changes."""

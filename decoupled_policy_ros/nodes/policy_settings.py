@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 OUTPUTS = ('pose', 'joint_trajectory', 'both', 'none')
 IN_POSES, IN_JOINTS = ('pose', 'both'), ('joint_trajectory', 'both')
 
+#: Share of the joints' acceleration that paths are planned with where joints are commanded. The rest is for what the
+#: joints do besides: they lean towards home, and were up to 1.32 times as fast as planned over three Lift episodes.
+JOINT_SHARE = 0.7
+
 #: A parameter that configure reads; it can be set while the node is unconfigured.
 _parameter = partial(parameter, read_only=False)
 
@@ -108,7 +112,7 @@ def policy_steering(
     steering: Steering = Direct()
     joints = None
     if settings.guard:
-        checks = _guard_settings(settings)
+        checks = _guard_settings(settings, robot)
         joints = JointStates(robot, checks.joint_state_max_age_s)
         steering = Guarded(Guard(robot, checks), Kinematics(robot), joints, settings.lockstep)
         if outputs.joints is not None:
@@ -120,8 +124,11 @@ def policy_steering(
     return Dependent(steering, outputs.parts(), settings.missing_server == 'hold'), joints
 
 
-def _guard_settings(settings: PolicySettings) -> GuardSettings:
+def _guard_settings(settings: PolicySettings, robot: RobotDescription) -> GuardSettings:
     if settings.guard_file:
         return read_guard_settings(settings.guard_file)
+    if settings.output not in IN_JOINTS:
+        return GuardSettings()
     # A controller that follows joints exactly needs joints that accelerate like the arm's.
-    return GuardSettings(frozenset()) if settings.output in IN_JOINTS else GuardSettings()
+    planned = {'acceleration_rad_s2': (JOINT_SHARE * robot.limits.acceleration_rad_s2).tolist()}
+    return GuardSettings(frozenset(), overrides=planned)

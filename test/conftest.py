@@ -98,12 +98,17 @@ def small_backbone():
 
     from decoupled_policy_ros.policy import Backbone
     from decoupled_policy_ros.policy.backbones import DPMLPBackbone, DPMLPSize
+    from decoupled_policy_ros.policy.diffusion import NoiseSchedule
+    from decoupled_policy_ros.policy.schedule import ScheduleConfig
     from decoupled_policy_ros.robot.description import load_robot
     from decoupled_policy_ros.robot.fingerprint import Fingerprint
 
     torch.manual_seed(0)
     denoiser = DPMLPBackbone(DPMLPSize(width=32, hidden=64, blocks=2, time_width=16))
-    backbone = Backbone(denoiser, Fingerprint.of(load_robot('panda_sim'), 20.0), name='small')
+    # Predicting v, noise gives rotations of all kinds; predicting noise, an untrained network's clip to corners of the
+    # cube, some of which are no rotations.
+    schedule = NoiseSchedule(ScheduleConfig(prediction='v'))
+    backbone = Backbone(denoiser, Fingerprint.of(load_robot('panda_sim'), 20.0), schedule, 'small')
     backbone.normaliser.fit([[0.3, -0.3, -0.1, *[0.0] * 7], [0.7, 0.3, 0.4, *[0.0] * 7]])
     return backbone.freeze()
 

@@ -8,7 +8,9 @@ import torch
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.policy.backbones import DPMLPBackbone, DPMLPSize
 from decoupled_policy_ros.policy.checkpoint import save_backbone, save_task
+from decoupled_policy_ros.policy.diffusion import NoiseSchedule
 from decoupled_policy_ros.policy.policy import Backbone, Task
+from decoupled_policy_ros.policy.schedule import ScheduleConfig
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 
@@ -20,9 +22,9 @@ def save_untrained_policy(folder: Path, robot: str = 'panda_sim') -> Path:
     """Write folder/backbones/tiny and folder/tasks/tiny; returns the task's folder."""
     torch.manual_seed(7)
     fingerprint = Fingerprint.of(load_robot(robot), 20.0)
-    backbone = Backbone(
-        DPMLPBackbone(DPMLPSize(width=32, hidden=64, blocks=2, time_width=32)), fingerprint, name='tiny'
-    )
+    denoiser = DPMLPBackbone(DPMLPSize(width=32, hidden=64, blocks=2, time_width=32))
+    schedule = NoiseSchedule(ScheduleConfig(prediction='v'))  # never clipped to what is no rotation
+    backbone = Backbone(denoiser, fingerprint, schedule, 'tiny')
     corners = np.zeros((2, 10))
     corners[:, :3] = [[0.45, -0.05, 0.02], [0.60, 0.05, 0.15]]  # whatever it predicts, the arm can go there
     backbone.normaliser.fit(corners)

@@ -51,7 +51,9 @@ class PolicySettings:
         integer=(0, 256),
     )
     denoising_steps: int = _parameter(10, 'DDIM steps of a chunk', integer=(1, 1000))
-    seed: int = _parameter(0, 'of the noise, begun anew at each enable', integer=(0, 2**31))
+    seed: int = _parameter(
+        0, 'of the noise: with the stamp of its observation it gives that of a chunk', integer=(0, 2**31)
+    )
     control_rate_hz: float = _parameter(
         50.0, 'rate of target_pose on the node clock (Hz)', floating=(1.0, 1000.0)
     )

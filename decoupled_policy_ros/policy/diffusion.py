@@ -51,6 +51,9 @@ class NoiseSchedule(Schedule):
         clean, noise = self._shares(k, x_0)
         return clean * eps - noise * x_0
 
+    def clean_actions(self, output: Tensor, x_k: Tensor, k: int) -> Tensor:
+        return self.estimates(output, x_k, k)[0]
+
     def sampling_steps(self, count: int) -> list[int]:
         self._require_count(count)
         return [i * (self.config.training_steps // count) for i in range(count)][::-1]

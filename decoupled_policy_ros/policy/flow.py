@@ -27,6 +27,10 @@ class FlowSchedule(Schedule):
     def target(self, x_0: Tensor, eps: Tensor, k: Tensor) -> Tensor:
         return eps - x_0
 
+    def clean_actions(self, output: Tensor, x_k: Tensor, k: int) -> Tensor:
+        velocity, x_k = to_float32(output, x_k)
+        return (x_k - float(self.noise[k]) * velocity).clamp(-1, 1)
+
     def sampling_steps(self, count: int) -> list[int]:
         self._require_count(count)
         total = self.config.training_steps
@@ -36,8 +40,6 @@ class FlowSchedule(Schedule):
         self, output: Tensor, x_k: Tensor, k: int, previous_k: int, sampler: str, noise: Tensor | None = None
     ) -> Tensor:
         """Euler step towards the clean actions that the velocity leads to, which are clipped to [-1, 1]."""
-        velocity, x_k = to_float32(output, x_k)
-        t = float(self.noise[k])
-        left = float(self.noise[previous_k]) / t if previous_k >= 0 else 0.0
-        x_0 = (x_k - t * velocity).clamp(-1, 1)
+        left = float(self.noise[previous_k]) / float(self.noise[k]) if previous_k >= 0 else 0.0
+        x_0 = self.clean_actions(output, x_k, k)
         return x_0 + left * (x_k - x_0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,20 @@ SCHEDULES: dict[str, type[NoiseSchedule | FlowSchedule]] = {
 RANDOM_SAMPLERS = ('ddpm',)
 #: Where noise comes from: one generator of a whole batch, one of each sample, or torch's own.
 Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """Actions that a chunk shall agree with: what has been executed of it before it is there, and what follows that.
+
+    Attributes:
+        actions: normalised, (horizon, 10) for a whole batch or (B, horizon, 10) for each sample.
+        weight: (horizon,) or (B, horizon) in [0, 1]: 1 pins a waypoint, 0 leaves it free, in between it is drawn
+            towards the known one.
+    """
+
+    actions: Tensor
+    weight: Tensor
 
 
 def standard_normal(shape: Sequence[int], generators: Generators) -> Tensor:
@@ -62,18 +77,35 @@ class Sampler:
         predict: Callable[[int, Tensor], Tensor],
         noise: Tensor,
         generators: Generators = None,
+        known: Known | None = None,
     ) -> Tensor:
         """Normalised actions like `noise`, (B, horizon, 10).
+
+        With `known`, its waypoints are in-painted: after each step, from k to k',
+
+            x_k' <- x_k' + clean_k' w (x_known - x_0),   x_0 the clean actions that the network sees in x_k,
+
+        which puts the known actions in the place of x_0 in proportion to their weights and leaves the noise as it is.
+        So pinned waypoints come out as they are known, and as long as the network sees something else there, the
+        difference adds up: a network that mixes time is led to go on from them, without a gradient through it (as
+        Black et al., "Real-time execution of action chunking flow policies", 2025, take) and without more steps (as
+        Lugmayr et al., "RePaint", CVPR 2022, take).
 
         Args:
             predict: the network's output for step number i (of `ks`) and noisy actions (B, horizon, 10).
             noise: standard normal.
             generators: on the CPU, of the noise that a random sampler adds.
+            known: waypoints to agree with.
         """
         x = noise
         for i, (k, previous_k) in enumerate(zip(self.ks, [*self.ks[1:], -1], strict=True)):
             added = None
             if self.kind in RANDOM_SAMPLERS:
                 added = standard_normal(x.shape, generators).to(x.device)
-            x = self.schedule.step(predict(i, x), x, k, previous_k, self.kind, added)
+            output = predict(i, x)
+            stepped = self.schedule.step(output, x, k, previous_k, self.kind, added)
+            if known is not None:
+                apart = known.actions - self.schedule.clean_actions(output, x, k)
+                stepped = stepped + self.schedule.shares(previous_k)[0] * known.weight[..., None] * apart
+            x = stepped
         return x

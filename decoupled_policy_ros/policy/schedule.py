@@ -82,6 +82,10 @@ class Schedule(ABC):
         """What the network should predict for x_k at noise levels k (B,)."""
 
     @abstractmethod
+    def clean_actions(self, output: Tensor, x_k: Tensor, k: int) -> Tensor:
+        """The clean actions, clipped to [-1, 1], that a network output implies at noise level k."""
+
+    @abstractmethod
     def sampling_steps(self, count: int) -> list[int]:
         """`count` noise levels, evenly spaced, from noisy to clean.
 
@@ -98,6 +102,10 @@ class Schedule(ABC):
         Args:
             noise: standard normal like x_k, for samplers that are random.
         """
+
+    def shares(self, k: int) -> tuple[float, float]:
+        """Share of the clean actions and of the noise in x_k; a negative k means clean."""
+        return (1.0, 0.0) if k < 0 else (float(self.clean[k]), float(self.noise[k]))
 
     def _shares(self, k: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1, *[1] * (like.dim() - 1))

@@ -13,20 +13,34 @@ from numpy.typing import NDArray
 from decoupled_policy_ros.errors import InferenceError
 from decoupled_policy_ros.policy.device import usable_device
 from decoupled_policy_ros.policy.policy import Policy
-from decoupled_policy_ros.policy.sampling import Sampler, standard_normal
+from decoupled_policy_ros.policy.sampling import Generators, Known, Sampler, standard_normal
+from decoupled_policy_ros.runtime.prefix import Prefix
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A chunk as the network gives it.
+    """Chunks as the network gives them, samples of one observation.
 
     Attributes:
-        actions: (horizon, 10) float64, in metres, 6-D rotation not yet orthonormalised.
+        samples: (K, horizon, 10) float64, in metres, 6-D rotation not yet orthonormalised.
         timings_ms: encode, modulate, denoise, total.
     """
 
-    actions: NDArray[np.float64]
+    samples: NDArray[np.float64]
     timings_ms: dict[str, float]
+
+    @property
+    def actions(self) -> NDArray[np.float64]:
+        """The first of them, (horizon, 10)."""
+        return self.samples[0]
+
+
+def noise_seed(seed: int, stamp_ns: int) -> int:
+    """Seed of the noise of one cycle, from that of all cycles and the stamp of its observation.
+
+    So a chunk can be computed again from seed, observation and prefix alone, whatever came before it.
+    """
+    return int(np.random.SeedSequence([seed, stamp_ns]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class Engine:
@@ -81,49 +95,67 @@ class Engine:
         self._spoken = self.task.spoken(instruction)
         self.instruction = self.task.understood(instruction)
 
-    def reset(self, seed: int) -> None:
-        """Start the noise sequence again, so that a run can be repeated."""
-        self.generator.manual_seed(seed)
+    def reset(self, seed: int, stamp_ns: int | None = None) -> None:
+        """Start the noise sequence of a seed again, or that of the cycle whose observation has a stamp."""
+        self.generator.manual_seed(seed if stamp_ns is None else noise_seed(seed, stamp_ns))
 
-    def warm_up(self, cycles: int = 3) -> None:
-        """Run cycles on zeros, so that the first real one is as fast as the rest; keeps the noise sequence."""
+    def warm_up(self, cycles: int = 3, samples: int = 1) -> None:
+        """Run cycles of so many samples on zeros, so that the first real one is as fast; keeps the noise sequence."""
         contract, state = self.policy.contract, self.generator.get_state()
         zeros = {
             s.name: np.zeros((contract.n_obs_steps, *s.shape), np.uint8 if s.kind == 'image' else np.float32)
             for s in contract.streams
         }
         for _ in range(cycles):
-            self(zeros)
+            self(zeros, samples=samples)
         self.generator.set_state(state)
 
-    def __call__(self, observation: Mapping[str, NDArray]) -> Prediction:
+    def __call__(
+        self, observation: Mapping[str, NDArray], known: Prefix | None = None, samples: int = 1
+    ) -> Prediction:
         """One cycle on an observation of arrays (n_obs_steps, ...).
 
-        Raises:
-            InferenceError: the chunk is not finite.
-        """
-        actions, timings_ms = self._cycle([observation], [self.generator])
-        return Prediction(actions[0], timings_ms)
-
-    def many(
-        self, observations: Sequence[Mapping[str, NDArray]], generators: Sequence[torch.Generator]
-    ) -> NDArray[np.float64]:
-        """Chunks (B, horizon, 10) of B observations in one pass of the network, as `Prediction.actions`.
-
         Args:
-            observations: B of them, as for a single cycle.
-            generators: on the CPU, of each one's noise, so that a chunk does not depend on its neighbours.
+            observation: what was seen.
+            known: waypoints that the chunk shall agree with.
+            samples: so many chunks are drawn, in one pass of the network.
 
         Raises:
             InferenceError: a chunk is not finite.
         """
-        return self._cycle(observations, generators)[0]
+        chunks, timings_ms = self._cycle([observation], self.generator, [known], samples)
+        return Prediction(chunks[0], timings_ms)
+
+    def many(
+        self,
+        observations: Sequence[Mapping[str, NDArray]],
+        generators: Sequence[torch.Generator],
+        known: Sequence[Prefix | None] | None = None,
+        samples: int = 1,
+    ) -> NDArray[np.float64]:
+        """Samples (B, K, horizon, 10) of B observations in one pass of the network, as `Prediction.samples`.
+
+        Args:
+            observations: B of them, as for a single cycle.
+            generators: on the CPU, of each one's noise, so that a chunk does not depend on its neighbours.
+            known: for each of them, waypoints that its chunks shall agree with.
+            samples: K, chunks of each observation.
+
+        Raises:
+            InferenceError: a chunk is not finite.
+        """
+        each = [generator for generator in generators for _ in range(samples)]
+        return self._cycle(observations, each, known or [None] * len(observations), samples)[0]
 
     @torch.inference_mode()
     def _cycle(
-        self, observations: Sequence[Mapping[str, NDArray]], generators: Sequence[torch.Generator]
+        self,
+        observations: Sequence[Mapping[str, NDArray]],
+        generators: Generators,
+        known: Sequence[Prefix | None],
+        samples: int,
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
-        """Actions (B, horizon, 10) and what their parts took."""
+        """Samples (B, K, horizon, 10) and what their parts took."""
         start = self._now_s()
         batch = {
             name: torch.from_numpy(np.stack([o[name] for o in observations])).to(self.device)
@@ -135,10 +167,20 @@ class Engine:
         encoded = self._now_s()
         modulation = self.modulate(features)
         modulated = self._now_s()
-        noise = standard_normal((count, self.backbone.denoiser.horizon, 10), generators).to(self.device)
-        normalised = self.sampler.run(
-            lambda i, x: self.backbone.denoiser(x, modulation[i]), noise, generators
-        )
+        horizon = self.backbone.denoiser.horizon
+        noise = standard_normal((count * samples, horizon, 10), generators).to(self.device)
+
+        def predict(i: int, x: torch.Tensor) -> torch.Tensor:
+            each = modulation[i]
+            if samples > 1:  # the samples of an observation share its modulation
+                each = (
+                    each.expand(samples, *each.shape[1:])
+                    if count == 1
+                    else each.repeat_interleave(samples, 0)
+                )
+            return self.backbone.denoiser(x, each)
+
+        normalised = self.sampler.run(predict, noise, generators, self._known(known, samples))
         actions = self.backbone.normaliser.inverse(normalised).double().cpu().numpy()
         end = self._now_s()
         if not np.isfinite(actions).all():
@@ -151,7 +193,22 @@ class Engine:
             'denoise': 1e3 * (end - modulated),
             'total': 1e3 * (end - start),
         }
-        return actions, timings_ms
+        return actions.reshape(count, samples, horizon, 10), timings_ms
+
+    def _known(self, prefixes: Sequence[Prefix | None], samples: int) -> Known | None:
+        """Prefixes of B observations as the sampler takes them, for each of their samples."""
+        if all(prefix is None for prefix in prefixes):
+            return None
+        horizon = self.backbone.denoiser.horizon
+        actions, weight = np.zeros((len(prefixes), horizon, 10)), np.zeros((len(prefixes), horizon))
+        for i, prefix in enumerate(prefixes):
+            if prefix is not None:
+                actions[i], weight[i] = prefix.actions, prefix.weight
+        normalised, weights = (
+            torch.from_numpy(array).float().to(self.device).repeat_interleave(samples, 0)
+            for array in (actions, weight)
+        )
+        return Known(self.backbone.normaliser(normalised), weights)
 
     def _now_s(self) -> float:
         """Monotonic time once all that was asked of the device is done: a GPU's calls return before their work."""

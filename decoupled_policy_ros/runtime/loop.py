@@ -85,12 +85,11 @@ class PolicyLoop:
         """Start afresh; whatever is being computed now will be thrown away."""
         self._generation += 1
         self._chunk: Chunk | None = None
-        self._refusal: ObservationError | ChunkRejected | None = None
+        self._refusal: ObservationError | InferenceError | ValueError | None = None
         self._refused_ns = self._rejected_frame_ns = 0
         self._steering.reset()
         self._ticks.restart()
         self._seen_ns = 0
-        self._reseed = True
         self._latch.reset()
         self.statistics.interrupt()
 
@@ -122,7 +121,7 @@ class PolicyLoop:
             self.statistics.state_begins()
 
     def enable(self, enabled: bool) -> bool:
-        """Let commands through, beginning with a fresh chunk and the first noise of the seed; or none any more.
+        """Let commands through, beginning with a fresh chunk; or none any more.
 
         Returns False, and changes nothing, when the threads have failed or were never started.
         """
@@ -201,10 +200,11 @@ class PolicyLoop:
             self._await_frame(generation)
             return False
         if stamp_ns <= self._rejected_frame_ns:
-            return False  # what came of this frame has been rejected; the next one may do better
+            return False  # what came of this frame was rejected, and would come of it again
         sampled = time.perf_counter()
         try:
-            prediction = self._engine_of(generation)(observation.arrays)
+            self._engine.reset(self._settings.seed, stamp_ns)
+            prediction = self._engine(observation.arrays)
             contract = self._sampler.contract
             timing = (contract.rate_hz, contract.n_obs_steps, self._engine.policy.n_execute)
             new = Chunk(prediction.actions, stamp_ns, *timing)
@@ -213,14 +213,6 @@ class PolicyLoop:
         except (InferenceError, ValueError) as error:
             self._reject(error, generation, stamp_ns, now_ns)
             return False
-
-    def _engine_of(self, generation: int) -> Engine:
-        """The engine, its noise at the seed's beginning if this is the first cycle since a fresh start."""
-        with self._lock:
-            if self._reseed and generation == self._generation:
-                self._engine.reset(self._settings.seed)
-                self._reseed = False
-        return self._engine
 
     def _adopt(
         self, chunk: Chunk, generation: int, timings_ms: dict[str, float], ages_s: dict[str, float]
@@ -251,7 +243,7 @@ class PolicyLoop:
         with self._lock:
             self.statistics.rejected_chunks += 1
             self.statistics.last_rejection = str(error)
-            if generation == self._generation and isinstance(error, ChunkRejected):
+            if generation == self._generation:
                 self._refusal, self._refused_ns, self._rejected_frame_ns = error, now_ns, frame_ns
                 self._ticked.notify()
 
@@ -331,7 +323,7 @@ class PolicyLoop:
         self._publish(pose, now_ns, followed=False)
         return True
 
-    def _reason(self, refusal: ObservationError | ChunkRejected) -> str:
+    def _reason(self, refusal: ObservationError | InferenceError | ValueError) -> str:
         explanation = self._explain(refusal.stream) if isinstance(refusal, ObservationError) else ''
         return f'{refusal}; {explanation}' if explanation else str(refusal)
 

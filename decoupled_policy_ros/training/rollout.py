@@ -169,8 +169,8 @@ class Rollout:
                 going = [episode for episode in running if episode.result is None]
                 if going:
                     chunks = self.engine.many([e.observation for e in going], [e.generator for e in going])
-                    for episode, actions in zip(going, chunks, strict=True):
-                        episode.go_on(actions)
+                    for episode, samples in zip(going, chunks, strict=True):
+                        episode.go_on(samples[0])
                 for episode in running:
                     if episode.result is not None:
                         free.append(episode.scene)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +33,18 @@ _NS = 1e-9
 class Observation:
     """All streams for one time.
 
-    `arrays[name]` has shape (n_obs_steps, *stream shape), oldest frame first; `ages_s[name]` is the age of the
-    newest frame's sample at `stamp_ns`.
+    `frames[name]` are n_obs_steps samples of the stream as they arrived, oldest first; `ages_s[name]` is the age of
+    the newest one at `stamp_ns`.
     """
 
     stamp_ns: int
-    arrays: dict[str, NDArray]
+    frames: dict[str, tuple[NDArray, ...]]
     ages_s: dict[str, float]
+
+    @cached_property
+    def arrays(self) -> dict[str, NDArray]:
+        """The frames of each stream as one array (n_obs_steps, *stream shape)."""
+        return {name: np.stack(frames) for name, frames in self.frames.items()}
 
 
 class Sampler:
@@ -62,6 +68,15 @@ class Sampler:
         stamps = [buffer.latest_stamp_ns for buffer in self._buffers.values()]
         known = [stamp for stamp in stamps if stamp is not None]
         return min(known) if len(known) == len(stamps) else None
+
+    def newest(self, since_ns: int) -> dict[str, NDArray]:
+        """The newest sample of each stream that has one stamped since then: what an observation may yet be made of."""
+        latest = {spec: self._buffers[spec.name].latest() for spec in self.contract.streams}
+        return {
+            spec.name: sample[1]
+            for spec, sample in latest.items()
+            if sample is not None and sample[0] >= since_ns and sample[1].shape == spec.shape
+        }
 
     def clear(self) -> None:
         """Forget every sample of the streams, as after a jump of the clock."""
@@ -92,7 +107,7 @@ class Sampler:
             frames.append(frame)
         return Observation(
             stamp_ns=stamp_ns,
-            arrays={name: np.stack([frame[name][1] for frame in frames]) for name in self.contract.names},
+            frames={name: tuple(frame[name][1] for frame in frames) for name in self.contract.names},
             ages_s={name: (stamp_ns - frames[-1][name][0]) * _NS for name in self.contract.names},
         )
 

@@ -72,6 +72,11 @@ class StreamBuffer:
         with self._lock:
             return self._stamps_ns[-1] if self._stamps_ns else None
 
+    def latest(self) -> tuple[int, NDArray] | None:
+        """The newest sample, as (its stamp, read-only array), or None."""
+        with self._lock:
+            return (self._stamps_ns[-1], self._arrays[-1]) if self._stamps_ns else None
+
     def at_or_before(self, stamp_ns: int) -> tuple[int, NDArray] | None:
         """The latest sample with a stamp <= `stamp_ns`, as (its stamp, read-only array), or None."""
         with self._lock:

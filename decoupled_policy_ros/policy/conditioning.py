@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from decoupled_policy_ros.policy.backbones.interface import Denoiser
 from decoupled_policy_ros.policy.backbones.modulation import MemoryLayout, ModulationLayout
+from decoupled_policy_ros.policy.packed import PackedLinear
 
 POSITION_SCALE = 0.02  # of position embeddings before training
 
@@ -41,11 +42,12 @@ class Conditioning(nn.Module, ABC):
         This is the naive way and the reference.
         """
 
-    def over_steps(self, tau: Tensor) -> Callable[[Tensor], Tensor]:
+    def over_steps(self, tau: Tensor, packed: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
         """A function from features (B, feature_dim) to what the backbone takes in all steps, (K, B, ...).
 
         Args:
             tau: (K, time_width), of all denoising steps.
+            packed: lay the weights of the observation's half out for products in this type, see `policy.packed`.
         """
         return lambda features: self(
             tau.repeat_interleave(len(features), 0), features.repeat(len(tau), 1)
@@ -89,14 +91,23 @@ class SplitConditioning(Conditioning):
         """The part of the modulation that depends on the diffusion step, and its constants: (K, layout.size)."""
         return self._whole(F.linear(F.mish(tau), self.weight[:, : self.time_width], self.bias))
 
-    def feature_half(self, features: Tensor) -> Tensor:
-        """The part of the modulation that depends on the observation: (B, layout.size)."""
-        half = F.linear(F.mish(features), self.weight[:, self.time_width :])
+    def feature_half(self, features: Tensor, product: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The part of the modulation that depends on the observation: (B, layout.size).
+
+        Args:
+            features: (B, feature_dim).
+            product: with the features' columns of the weight, where it is not to be done anew.
+        """
+        c = F.mish(features)
+        half = F.linear(c, self.weight[:, self.time_width :]) if product is None else product(c).to(c.dtype)
         return F.pad(half, (0, self.layout.constants)) if self.layout.constants else half
 
-    def over_steps(self, tau: Tensor) -> Callable[[Tensor], Tensor]:
+    def over_steps(self, tau: Tensor, packed: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
         table = self.time_half(tau)[:, None]
-        return lambda features: table + self.feature_half(features)
+        product = None
+        if packed is not None:
+            product = PackedLinear(self.weight[:, self.time_width :], None, 1, packed)
+        return lambda features: table + self.feature_half(features, product)
 
     def _whole(self, modulation: Tensor) -> Tensor:
         """The same with the constants at its end."""

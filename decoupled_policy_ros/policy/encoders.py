@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -263,10 +264,16 @@ class ObservationEncoder(nn.Module):
 
         With language, `observation['instruction']` holds embeddings (B, dim), or one (1, dim) for all of them.
         """
-        per_step = [encoder(observation[name]).float() for name, encoder in self.streams.items()]
+        encoded = {name: encoder(observation[name]) for name, encoder in self.streams.items()}
+        return self.join(encoded, observation.get(INSTRUCTION))
+
+    def join(self, encoded: Mapping[str, Tensor], spoken: Tensor | None) -> Tensor:
+        """Features (B, feature_dim) of the streams' own (B, n_obs_steps, n) and the instruction's embedding."""
+        per_step = [encoded[name].float() for name in self.streams]
         if self.language is not None:
-            spoken = self.language(observation[INSTRUCTION]).float()
-            per_step.append(spoken[:, None].expand(*per_step[0].shape[:2], -1))
+            assert spoken is not None
+            told = self.language(spoken).float()
+            per_step.append(told[:, None].expand(*per_step[0].shape[:2], -1))
         features = torch.cat(per_step, -1)
         if self.step is not None:
             features = self.step(features).float()

@@ -1,5 +1,6 @@
 """The policy's two threads with a real engine, a clock that the test sets, and a list in place of the topics."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ class Outputs:
 class Stage:
     """A loop in real time at 20 commands a second, so that each tick of the test's clock is one command."""
 
-    def __init__(self, policy) -> None:
+    def __init__(self, policy, cores: frozenset[int] = frozenset()) -> None:
         self.now_ns = START_NS
         self.outputs = Outputs()
         self.failures: list[Exception] = []
@@ -59,7 +60,7 @@ class Stage:
             Sampler(policy.contract, self.buffers),
             self.outputs,
             lambda: self.now_ns,
-            LoopSettings(lockstep=False, control_rate_hz=20.0, gripper_hysteresis=0.2, seed=0),
+            LoopSettings(lockstep=False, control_rate_hz=20.0, gripper_hysteresis=0.2, seed=0, cores=cores),
             lambda name: '',
             self.failures.append,
         )
@@ -205,3 +206,50 @@ def test_a_clock_that_is_set_back_is_a_fresh_start(stage):
     first_ns = stage.begin()
     assert [chunk.observation_stamp_ns for chunk in stage.outputs.chunks][1:] == [first_ns]
     assert {stamp_ns for stamp_ns, _ in stage.outputs.commands} == {first_ns + PERIOD_NS}
+
+
+def test_the_pictures_of_the_next_observation_are_encoded_as_they_come(small_policy):
+    stage = Stage(small_policy)
+    engine, encoded = stage.loop._engine, []
+    encode = engine.features._encode
+    engine.features._encode = lambda name, pictures: (
+        encoded.extend(id(picture) for picture in pictures) or encode(name, pictures)
+    )
+
+    def newest(name: str) -> int:
+        return id(stage.buffers[name].latest()[1])
+
+    stage.loop.start(enabled=True)
+    try:
+        stage.begin()
+        (chunk,) = stage.outputs.chunks
+        frames = {}
+        while stage.now_ns + PERIOD_NS < chunk.replan_stamp_ns:
+            stage.command(stage.tick())
+            frames[stage.now_ns] = newest('wrist')
+        last_ns = stage.now_ns
+        wait_for(lambda: newest('wrist') in encoded and newest('agentview') in encoded)
+        # Frames that no observation will hold have not been.
+        assert not [ns for ns, picture in frames.items() if picture in encoded and ns < last_ns]
+        stage.now_ns += PERIOD_NS
+        stage.observe(skip=('agentview',))  # the other camera and the joints are late
+        wait_for(lambda: newest('wrist') in encoded)
+        assert len(stage.outputs.chunks) == 1
+        before = len(encoded)
+        stage.observe(skip=('wrist', 'proprioception'))
+        wait_for(lambda: len(stage.outputs.chunks) == 2)
+        assert len(encoded) == before + 1  # all others were ready
+    finally:
+        stage.loop.stop()
+
+
+def test_the_worker_runs_on_the_cores_that_it_is_given(small_policy):
+    core = min(os.sched_getaffinity(0))
+    stage = Stage(small_policy, cores=frozenset({core}))
+    stage.loop.start(enabled=True)
+    try:
+        (worker,) = [t for t in threading.enumerate() if t.name == 'policy_worker']
+        wait_for(lambda: os.sched_getaffinity(worker.native_id) == {core})
+        stage.begin()
+    finally:
+        stage.loop.stop()

@@ -40,6 +40,7 @@ from decoupled_policy_ros.nodes.policy_inputs import Inputs
 from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs, status_message
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings, policy_steering
 from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.runtime.cores import read_cores
 from decoupled_policy_ros.runtime.loop import PolicyLoop
 from decoupled_policy_ros.runtime.states import LoopSettings
 
@@ -111,12 +112,18 @@ class PolicyNode(LifecycleNode):
         settings = self.settings = read_settings(self, PolicySettings)
         if settings.lockstep and not self.get_parameter('use_sim_time').value:
             raise ConfigError('lockstep is for simulated time: set use_sim_time too')
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        cores = read_cores(settings.cores)
+        if settings.threads or cores:
+            torch.set_num_threads(settings.threads or len(cores))
         robot = read_robot(self, settings.robot, settings.robot_description_timeout_s)
         policy = load_policy(settings.task, robot, settings.backbone or None)
         engine = Engine(
-            policy, settings.denoising_steps, settings.seed, settings.device, instruction=settings.instruction
+            policy,
+            settings.denoising_steps,
+            settings.seed,
+            settings.device,
+            instruction=settings.instruction,
+            precision=settings.precision,
         )
         engine.warm_up()
         self.instruction = engine.instruction
@@ -131,7 +138,11 @@ class PolicyNode(LifecycleNode):
             self.outputs,
             self._now_ns,
             LoopSettings(
-                settings.lockstep, settings.control_rate_hz, settings.gripper_hysteresis, settings.seed
+                settings.lockstep,
+                settings.control_rate_hz,
+                settings.gripper_hysteresis,
+                settings.seed,
+                cores,
             ),
             self.inputs.explain,
             self._on_failure,

@@ -47,8 +47,17 @@ class PolicySettings:
     device: str = _parameter('cpu', "where the network runs: 'cpu', 'cuda', 'cuda:1', ...")
     threads: int = _parameter(
         1,
-        'CPU threads of the network; 0: one per core, for a machine with nothing else to do',
+        'CPU threads of the network; 0: one per core, for a machine with nothing else to do, or one for each of cores',
         integer=(0, 256),
+    )
+    cores: str = _parameter(
+        '', "CPU cores that the network's threads run on, such as '2,3' or '4-7'; empty: any"
+    )
+    precision: str = _parameter(
+        'float32',
+        "what the network's large products are computed in: 'float32', or 'bfloat16' on a CPU that has it: faster, and "
+        'commands differ by hundredths of a millimetre',
+        choices=('float32', 'bfloat16'),
     )
     denoising_steps: int = _parameter(10, 'DDIM steps of a chunk', integer=(1, 1000))
     seed: int = _parameter(

@@ -128,6 +128,16 @@ class Chunk:
         return pose, float(self.gripper[index])
 
 
+def next_frames_ns(chunk: Chunk | None) -> int:
+    """Stamp from which on frames may be part of the observation after a chunk's, its oldest frame included.
+
+    Half a frame earlier for a camera that is out of step. Without a chunk any frame may.
+    """
+    return (
+        0 if chunk is None else round(chunk.replan_stamp_ns - (chunk.first + 0.5) * NS_PER_S / chunk.rate_hz)
+    )
+
+
 class GripperLatch:
     """Turns a stream of gripper values into edges, with hysteresis, so that noise around zero moves nothing.
 

@@ -62,9 +62,7 @@ class FrameFeatures:
         encoded = {
             name: self._of_pictures(name, [o[name] for o in observations])
             if name in self._pictures
-            else encoder(
-                torch.from_numpy(np.stack([tuple(o[name]) for o in observations])).to(self._device)
-            )
+            else encoder(torch.from_numpy(np.stack([tuple(o[name]) for o in observations])).to(self._device))
             for name, encoder in self._encoder.streams.items()
         }
         told = spoken.get(INSTRUCTION)

@@ -1,6 +1,7 @@
 """The policy's two threads: one turns observations into chunks, one turns chunks into commands.
 
-    worker     waits until a chunk is due and an observation for it is there; samples, infers, hands over the chunk
+    worker     waits until a chunk is due and an observation for it is there, whose pictures it encodes as they come;
+               samples, infers, hands over the chunk
     streamer   at each tick of the node's clock: the current chunk at that time, or the last command, held
 
 The worker is never in a hurry and the streamer never waits for a network: while the next chunk is computed, the
@@ -25,11 +26,12 @@ from numpy.typing import NDArray
 
 from decoupled_policy_ros.errors import InferenceError, ObservationError
 from decoupled_policy_ros.observation.sampler import Sampler
-from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
+from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch, next_frames_ns
+from decoupled_policy_ros.runtime.cores import pin_thread
 from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, HOLDING, WAITING, LoopSettings
 from decoupled_policy_ros.runtime.statistics import Statistics
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct, Steering
-from decoupled_policy_ros.runtime.ticks import IDLE_S, Ticks
+from decoupled_policy_ros.runtime.ticks import IDLE_S, Signal, Ticks
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
     from decoupled_policy_ros.runtime.engine import Engine
@@ -71,7 +73,7 @@ class PolicyLoop:
         self.statistics = Statistics(settings.command_period_ns)
         self._ticks = Ticks(settings.control_rate_hz, settings.lockstep)
         self._lock = threading.RLock()
-        self._observed = threading.Condition(self._lock)  # wakes the worker
+        self._observed = Signal(self._lock)  # wakes the worker
         self._ticked = threading.Condition(self._lock)  # wakes the streamer
         self._threads: list[threading.Thread] = []
         self._running = False
@@ -173,13 +175,17 @@ class PolicyLoop:
     # --- worker ---------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        pin_thread(self._settings.cores)
         while True:
-            planned = self._plan()
+            seen = self._observed.count
+            worked = self._plan() or (
+                self._enabled and self._engine.ahead(self._sampler.newest(next_frames_ns(self._chunk)))
+            )
             with self._lock:
                 if not self._running:
                     return
-                if not planned:
-                    self._observed.wait(IDLE_S)
+                if not worked:
+                    self._observed.wait_after(seen, IDLE_S)
 
     def _plan(self) -> bool:
         """One cycle, if one is due and possible; returns whether a chunk came of it."""
@@ -204,7 +210,7 @@ class PolicyLoop:
         sampled = time.perf_counter()
         try:
             self._engine.reset(self._settings.seed, stamp_ns)
-            prediction = self._engine(observation.arrays)
+            prediction = self._engine(observation.frames)
             contract = self._sampler.contract
             timing = (contract.rate_hz, contract.n_obs_steps, self._engine.policy.n_execute)
             new = Chunk(prediction.actions, stamp_ns, *timing)

@@ -31,12 +31,13 @@ class Outputs(Protocol):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How commands are streamed."""
+    """How commands are streamed, and which cores the worker runs on; any where none are named."""
 
     lockstep: bool
     control_rate_hz: float
     gripper_hysteresis: float
     seed: int
+    cores: frozenset[int] = frozenset()
 
     @property
     def command_period_ns(self) -> int | None:

@@ -1,9 +1,27 @@
-"""When a command is due."""
+"""When a command is due, and waiting for what it needs."""
 
 from __future__ import annotations
 
+import threading
+
 #: Longest sleep of a thread (s): it is woken by what it waits for, this is the safety net.
 IDLE_S = 0.05
+
+
+class Signal(threading.Condition):
+    """A condition that counts, so that what came between a look and a wait is not slept through."""
+
+    count = 0
+
+    def notify(self, n: int = 1) -> None:
+        """Wake a waiting thread."""
+        self.count += 1
+        super().notify(n)
+
+    def wait_after(self, count: int, timeout_s: float) -> None:
+        """Wait for a notification after so many, for some time at most."""
+        if self.count == count:
+            self.wait(timeout_s)
 
 
 class Ticks:

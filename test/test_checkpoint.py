@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,24 +12,24 @@ from safetensors.torch import load_file, save_file
 
 from decoupled_policy_ros.errors import CheckpointError, FingerprintMismatch
 from decoupled_policy_ros.policy import (
-    checkpoint,
     load_backbone,
     load_policy,
     load_task,
     save_backbone,
     save_task,
 )
+from decoupled_policy_ros.policy.checkpoint import summarise_task
+from decoupled_policy_ros.policy.model_files import identity
 from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.fingerprint import Fingerprint
 
 
 def rewrite(folder: Path, kind: str, weights: dict[str, torch.Tensor]) -> None:
     """Replace the weights and make the hashes fit again, as a careful forger would."""
     save_file(weights, folder / f'{kind}.safetensors')
     header = json.loads((folder / f'{kind}.json').read_text())
-    header['weights_sha256'] = checkpoint.hashlib.sha256(
-        (folder / f'{kind}.safetensors').read_bytes()
-    ).hexdigest()
-    header['sha256'] = checkpoint._identity(header)
+    header['weights_sha256'] = hashlib.sha256((folder / f'{kind}.safetensors').read_bytes()).hexdigest()
+    header['sha256'] = identity(header)
     (folder / f'{kind}.json').write_text(json.dumps(header))
 
 
@@ -124,11 +125,15 @@ def test_a_foreign_format_or_kind_is_refused(small_policy_folders):
     original = (folder / 'backbone.json').read_text()
     for key, value, message in (
         ('format', 'pickle', 'format and version'),
-        ('network', {'kind': 'os.system'}, "unknown backbone kind 'os.system'; valid: dp_mlp, dp_mixer, dp_c, dp_t"),
+        (
+            'network',
+            {'kind': 'os.system'},
+            "unknown backbone kind 'os.system'; valid: dp_mlp, dp_mixer, dp_c, dp_t",
+        ),
         ('network', {'kind': 'dp_mlp', 'depth': 3}, 'does not describe a model'),
     ):
         header = json.loads(original) | {key: value}
-        header['sha256'] = checkpoint._identity(header)
+        header['sha256'] = identity(header)
         (folder / 'backbone.json').write_text(json.dumps(header))
         with pytest.raises(CheckpointError, match=message):
             load_backbone(folder)
@@ -160,3 +165,52 @@ def test_a_task_can_only_be_saved_over_a_saved_backbone(small_policy, tmp_path):
     small_policy.task.backbone_sha256 = None
     with pytest.raises(CheckpointError, match='only after its backbone was'):
         save_task(tmp_path, small_policy.task)
+
+
+def edit(folder: Path, kind: str, **values: object) -> None:
+    """Replace values of a header and make its hash fit again."""
+    header = json.loads((folder / f'{kind}.json').read_text()) | values
+    header['sha256'] = identity(header)
+    (folder / f'{kind}.json').write_text(json.dumps(header))
+
+
+def test_a_task_is_summarised_from_its_header(small_policy_folders, small_backbone, image_contract):
+    summary = summarise_task(small_policy_folders[1], small_backbone)
+    assert (summary.name, summary.instructions, summary.has_language) == (
+        'small_task',
+        ('lift the red cube',),
+        False,
+    )
+    assert (summary.folder, summary.contract) == (small_policy_folders[1].resolve(), image_contract)
+    weights = small_policy_folders[1] / 'task.safetensors'
+    weights.write_bytes(b'broken')  # nobody looks at it
+    assert summarise_task(small_policy_folders[1], small_backbone) == summary
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r'task\.safetensors is missing'):
+        summarise_task(small_policy_folders[1], small_backbone)
+
+
+def test_a_header_that_does_not_fit_is_refused_without_the_weights(small_policy_folders, small_backbone):
+    backbone, folder = small_policy_folders
+    original = (folder / 'task.json').read_text()
+    fr3 = Fingerprint.of(load_robot('fr3'), 20.0)
+    for values, error, message in (
+        ({'backbone': {'name': 'other', 'sha256': 'f00'}}, CheckpointError, 'f00.*' + small_backbone.sha256),
+        ({'backbone': 'other'}, CheckpointError, 'trained on backbone other'),
+        ({'fingerprint': fr3.to_dict()}, FingerprintMismatch, 'fr3_link0.*panda_base'),
+        ({'contract': {}}, CheckpointError, 'does not describe a model'),
+        ({'format': 'pickle'}, CheckpointError, 'format and version'),
+    ):
+        edit(folder, 'task', **values)
+        with pytest.raises(error, match=message):
+            summarise_task(folder, small_backbone)
+        (folder / 'task.json').write_text(original)
+    for text, message in (('{"format": ', "can't be read"), (original.replace('84', '85', 1), 'changed')):
+        (folder / 'task.json').write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            summarise_task(folder, small_backbone)
+    for name, message in (('x' * 300, 'neither a folder'), ('x' * 100_000, 'at most 1000 characters')):
+        with pytest.raises(CheckpointError, match=message):
+            summarise_task(name, small_backbone)
+    with pytest.raises(CheckpointError, match=r'task\.json is missing'):
+        summarise_task(backbone, small_backbone)

@@ -394,9 +394,9 @@ def test_a_task_file_whose_language_is_not_described_is_refused(task_folder):
     header = json.loads((task_folder / 'task.json').read_text())
     assert header['language']['dim'] == DIM
     del header['language']['dim']
-    from decoupled_policy_ros.policy.checkpoint import _identity
+    from decoupled_policy_ros.policy.model_files import identity
 
-    header['sha256'] = _identity(header)
+    header['sha256'] = identity(header)
     (task_folder / 'task.json').write_text(json.dumps(header))
     with pytest.raises(CheckpointError, match='does not describe a model'):
         load_policy(task_folder, load_robot('panda_sim'))

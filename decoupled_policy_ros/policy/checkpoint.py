@@ -1,31 +1,26 @@
-"""Backbone and task files: safetensors weights with a JSON header beside them.
+"""Backbones and tasks as files: what is written of each, and what has to match when it is read.
 
     models/backbones/<name>/  backbone.json  backbone.safetensors
     models/tasks/<name>/      task.json      task.safetensors
 
-The header holds the hash of the weights, and a hash of itself, which is the file's identity: a changed
-byte in either file is refused. Loading reads numbers and text; it executes nothing.
+How such a pair of files is written and verified is in `model_files`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from decoupled_policy_ros.errors import CheckpointError, ConfigError
-from decoupled_policy_ros.files import write_json, write_whole
 from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.policy.backbones import BACKBONES, Denoiser
 from decoupled_policy_ros.policy.language import InstructionEncoder
+from decoupled_policy_ros.policy.model_files import read_header_alone, read_model, write_model
 from decoupled_policy_ros.policy.policy import Backbone, Policy, Task
 from decoupled_policy_ros.policy.sampling import make_schedule
 from decoupled_policy_ros.policy.schedule import ScheduleConfig
@@ -33,8 +28,9 @@ from decoupled_policy_ros.resources import find
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 
-FORMAT_VERSION = 1
 T = TypeVar('T')
+#: Longest name or path of a model, in characters.
+MAX_NAME = 1000
 STORAGE = {'float32': torch.float32, 'float16': torch.float16}
 
 
@@ -49,7 +45,7 @@ def save_backbone(folder: Path | str, backbone: Backbone) -> str:
         'fingerprint': backbone.fingerprint.to_dict(),
         'provenance': backbone.provenance,
     }
-    backbone.sha256 = _write(Path(folder), 'backbone', header, backbone.state_dict())
+    backbone.sha256 = write_model(Path(folder), 'backbone', header, backbone.state_dict())
     return backbone.sha256
 
 
@@ -82,7 +78,7 @@ def save_task(folder: Path | str, task: Task, storage: str = 'float32') -> str:
         'storage': storage,
         'provenance': task.provenance,
     }
-    return _write(Path(folder), 'task', header, weights)
+    return write_model(Path(folder), 'task', header, weights)
 
 
 def load_backbone(folder: Path | str) -> Backbone:
@@ -92,7 +88,7 @@ def load_backbone(folder: Path | str) -> Backbone:
         CheckpointError: missing, truncated or altered file, unknown kind, missing or foreign keys.
     """
     folder = Path(folder)
-    header, weights = _read(folder, 'backbone')
+    header, weights = read_model(folder, 'backbone')
 
     def build() -> Backbone:
         kind = _kind(header['network']['kind'])
@@ -121,7 +117,7 @@ def load_task(folder: Path | str, backbone: Backbone) -> Task:
         CheckpointError: as for `load_backbone`, and when the task belongs to another backbone.
     """
     folder = Path(folder)
-    header, weights = _read(folder, 'task')
+    header, weights = read_model(folder, 'task')
 
     def build() -> Task:
         mechanism, expected = header['conditioning']['kind'], backbone.denoiser.mechanism
@@ -143,17 +139,60 @@ def load_task(folder: Path | str, backbone: Backbone) -> Task:
         task.fingerprint = Fingerprint.from_dict(header['fingerprint'])
         return task
 
-    if header.get('backbone', {}).get('sha256') != backbone.sha256:
-        raise CheckpointError(
-            f'{folder}: trained on backbone {header.get("backbone")}, but the backbone given is '
-            f'{backbone.name!r} with sha256 {backbone.sha256}'
-        )
+    _require_backbone(folder, header, backbone)
     task = _build(folder, build)
     task.fingerprint.require_equal(
         backbone.fingerprint, what=f'task {task.name!r}', other_what=f'backbone {backbone.name!r}'
     )
     _fill(task, weights, folder)
     return task
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """What the header of a task says of it, before its weights are read.
+
+    Attributes:
+        folder: where it is.
+        name, instructions, contract: as of the `Task`.
+        has_language: other instructions than its own can be understood.
+    """
+
+    folder: Path
+    name: str
+    instructions: tuple[str, ...]
+    has_language: bool
+    contract: ObservationContract
+
+
+def summarise_task(task: Path | str, backbone: Backbone) -> TaskSummary:
+    """What a task is, by its header alone, if it fits a backbone; takes milliseconds.
+
+    Args:
+        task: folder of a task, or the name of one in models/tasks.
+        backbone: that it is to be followed on.
+
+    Raises:
+        CheckpointError: not a task, an altered header, missing weights, or a task of another backbone.
+        FingerprintMismatch: it is for another arm.
+    """
+    folder = find_model('tasks', task)
+    header = read_header_alone(folder, 'task')
+
+    def build() -> tuple[Fingerprint, TaskSummary]:
+        language = header.get('language')
+        instructions = tuple(language['instructions']) if language else (header['instruction'],)
+        contract = ObservationContract.from_dict(header['contract'])
+        summary = TaskSummary(folder, header['name'], instructions, bool(language), contract)
+        return Fingerprint.from_dict(header['fingerprint']), summary
+
+    fingerprint, summary = _build(folder, build)
+    # An arm of another kind has another backbone too, but it is the arm that one wants to read of.
+    fingerprint.require_equal(
+        backbone.fingerprint, what=f'task {summary.name!r}', other_what=f'backbone {backbone.name!r}'
+    )
+    _require_backbone(folder, header, backbone)
+    return summary
 
 
 def load_policy(task: Path | str, robot: RobotDescription, backbone: Path | str | None = None) -> Policy:
@@ -182,19 +221,30 @@ def _backbone_of(task_folder: Path) -> Path | str:
     own = task_folder / 'backbone'
     if (own / 'backbone.json').is_file():
         return own
-    header, _ = _read(task_folder, 'task')
+    header, _ = read_model(task_folder, 'task')
     name = _build(task_folder, lambda: str(header['backbone']['name']))
     beside = task_folder.parent.parent / 'backbones' / name
     return beside if beside.is_dir() else name
 
 
+def _require_backbone(folder: Path, header: dict[str, Any], backbone: Backbone) -> None:
+    stated = header.get('backbone')
+    if not isinstance(stated, dict) or stated.get('sha256') != backbone.sha256:
+        raise CheckpointError(
+            f'{folder}: trained on backbone {stated}, but the backbone given is '
+            f'{backbone.name!r} with sha256 {backbone.sha256}'
+        )
+
+
 def find_model(kind: str, name: Path | str) -> Path:
     """Folder of a model: `name` itself where it is a folder, otherwise models/<kind>/<name>."""
-    if Path(name).is_dir():
-        return Path(name).resolve()
+    if len(str(name)) > MAX_NAME:
+        raise CheckpointError(f'the name of a model has at most {MAX_NAME} characters, got {len(str(name))}')
     try:
+        if Path(name).is_dir():
+            return Path(name).resolve()
         return find(f'models/{kind}/{name}')
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         raise CheckpointError(
             f'{str(name)!r} is neither a folder nor a model that is installed: {error}'
         ) from error
@@ -209,55 +259,8 @@ def read_header(folder: Path | str) -> dict[str, Any]:
     folder = Path(folder)
     for kind in ('backbone', 'task'):
         if (folder / f'{kind}.json').is_file():
-            return _read(folder, kind)[0]
+            return read_model(folder, kind)[0]
     raise CheckpointError(f'{folder}: no backbone.json or task.json in this folder')
-
-
-def _write(folder: Path, kind: str, header: dict[str, Any], state: dict[str, Tensor]) -> str:
-    data = save_safetensors({name: value.detach().cpu().contiguous() for name, value in state.items()})
-    header = {
-        'format': f'decoupled_policy_ros/{kind}',
-        'version': FORMAT_VERSION,
-        **header,
-        'weights_sha256': hashlib.sha256(data).hexdigest(),
-    }
-    header['sha256'] = _identity(header)
-    # A pair that is torn between these two lines fails its hash.
-    write_whole(folder / f'{kind}.safetensors', data)
-    write_json(folder / f'{kind}.json', header, indent=2)
-    return header['sha256']
-
-
-def _identity(header: dict[str, Any]) -> str:
-    content = {key: value for key, value in header.items() if key != 'sha256'}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        header = json.loads((folder / f'{kind}.json').read_bytes())
-        data = (folder / f'{kind}.safetensors').read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f'{folder}: {Path(error.filename).name} is missing') from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{folder}/{kind}.json can't be read: {error}") from error
-    expected = (f'decoupled_policy_ros/{kind}', FORMAT_VERSION)
-    found = (header.get('format'), header.get('version')) if isinstance(header, dict) else None
-    if found != expected:
-        raise CheckpointError(f'{folder}/{kind}.json: format and version are {found}, expected {expected}')
-    for what, stated, actual in (
-        ('weights', header.get('weights_sha256'), hashlib.sha256(data).hexdigest()),
-        ('header', header.get('sha256'), _identity(header)),
-    ):
-        if stated != actual:
-            raise CheckpointError(
-                f'{folder}: the {what} of this {kind} were changed or truncated: '
-                f'sha256 is {actual}, the header states {stated}'
-            )
-    try:
-        return header, load_safetensors(data)
-    except SafetensorError as error:
-        raise CheckpointError(f'{folder}/{kind}.safetensors is not valid: {error}') from error
 
 
 def _kind(kind: str) -> type[Denoiser]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,31 @@ from decoupled_policy_ros.policy.sampling import Sampler
 from decoupled_policy_ros.policy.schedule import Schedule
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
+
+
+def understood(
+    task: str, instructions: Sequence[str], has_language: bool, instruction: str | None = None
+) -> str:
+    """The instruction that a task would follow: the only one where none is given.
+
+    Args:
+        task: its name, for messages.
+        instructions: that it was trained on.
+        has_language: it can make sense of others too.
+        instruction: the one that is asked for.
+
+    Raises:
+        ConfigError: none is given and there are several, or it is none that the task understands.
+    """
+    if not instruction:
+        if len(instructions) > 1:
+            valid = ', '.join(map(repr, instructions))
+            raise ConfigError(f'task {task!r} has several instructions, say which to follow: {valid}')
+        return instructions[0]
+    text = checked_instruction(instruction)
+    if not has_language and instructions[0] and text != instructions[0]:
+        raise ConfigError(f'instruction {text!r} is not what the task was trained on: {instructions[0]!r}')
+    return text
 
 
 class Backbone(nn.Module):
@@ -98,18 +124,7 @@ class Task(nn.Module):
         Raises:
             ConfigError: none is given and there are several, or it is none that this task understands.
         """
-        if not instruction:
-            if len(self.instructions) > 1:
-                raise ConfigError(
-                    f'task {self.name!r} has several instructions, say which to follow: {self._valid()}'
-                )
-            return self.instruction
-        text = checked_instruction(instruction)
-        if self.encoder.language is None and self.instruction and text != self.instruction:
-            raise ConfigError(
-                f'instruction {text!r} is not what the task was trained on: {self.instruction!r}'
-            )
-        return text
+        return understood(self.name, self.instructions, self.encoder.language is not None, instruction)
 
     def spoken(self, instruction: str | None = None) -> dict[str, Tensor]:
         """What an instruction adds to an observation: its embedding (1, dim); nothing in a task without language.
@@ -121,9 +136,6 @@ class Task(nn.Module):
         if self.encoder.language is None:
             return {}
         return {INSTRUCTION: self.encoder.language.embedding(text)[None]}
-
-    def _valid(self) -> str:
-        return ', '.join(map(repr, self.instructions))
 
     def modulation(self, tau: Tensor, observation: dict[str, Tensor]) -> Tensor:
         """Naive modulation (B, ...) of timestep embeddings (B, w) and observations."""

@@ -28,10 +28,11 @@ from decoupled_policy_ros.errors import InferenceError, ObservationError
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch, next_frames_ns
 from decoupled_policy_ros.runtime.cores import pin_thread
+from decoupled_policy_ros.runtime.exchange import Exchangeable
 from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, HOLDING, WAITING, LoopSettings
 from decoupled_policy_ros.runtime.statistics import Statistics
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct, Steering
-from decoupled_policy_ros.runtime.ticks import IDLE_S, Signal, Ticks
+from decoupled_policy_ros.runtime.ticks import IDLE_S, Ticks
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
     from decoupled_policy_ros.runtime.engine import Engine
@@ -41,7 +42,7 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there bef
 PLANS = 3
 
 
-class PolicyLoop:
+class PolicyLoop(Exchangeable):
     """Runs between `start` and `stop`; after `stop` has returned nothing is published.
 
     Args:
@@ -66,16 +67,13 @@ class PolicyLoop:
         on_failure: Callable[[Exception], None],
         steering: Steering | None = None,
     ):
-        self._engine, self._sampler, self._outputs = engine, sampler, outputs
-        self._now_ns, self._settings, self._explain = now_ns, settings, explain
+        super().__init__(engine, sampler, explain)
+        self._outputs, self._now_ns, self._settings = outputs, now_ns, settings
         self._on_failure = on_failure
         self._steering = steering or Direct()
         self.statistics = Statistics(settings.command_period_ns)
         self._ticks = Ticks(settings.control_rate_hz, settings.lockstep)
-        self._lock = threading.RLock()
-        self._observed = Signal(self._lock)  # wakes the worker
         self._ticked = threading.Condition(self._lock)  # wakes the streamer
-        self._threads: list[threading.Thread] = []
         self._running = False
         self._enabled = False
         self._generation = 0
@@ -119,6 +117,7 @@ class PolicyLoop:
             thread.join()
         self._threads.clear()
         with self._lock:
+            self._make_changes()
             self.state, self.reason = DISABLED, 'inactive'  # not published: whoever stops it says so
             self.statistics.state_begins()
 
@@ -186,6 +185,7 @@ class PolicyLoop:
                     return
                 if not worked:
                     self._observed.wait_after(seen, IDLE_S)
+                self._make_changes()
 
     def _plan(self) -> bool:
         """One cycle, if one is due and possible; returns whether a chunk came of it."""

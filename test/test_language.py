@@ -385,7 +385,7 @@ def test_the_node_wants_to_be_told_which_of_several_instructions(rclpy_context, 
     )
     try:
         assert node.trigger_configure() == getattr(TransitionCallbackReturn, outcome)
-        assert node.instruction == said
+        assert node.tasks.instruction == said
     finally:
         node.destroy_node()
 

@@ -32,6 +32,7 @@ class JointStates:
 
     def subscribe(self, node: Node, qos: QoSProfile) -> None:
         """Listen to the robot's joint states, where nobody else hands them over."""
+        self.close()
         subscription = node.create_subscription(
             JointState, self._robot.topics['joint_states'], self.take, qos
         )

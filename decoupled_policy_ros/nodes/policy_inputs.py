@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from decoupled_policy_ros.errors import MessageError
@@ -35,6 +36,7 @@ class Stream:
     """One subscription's source and what has become of its messages."""
 
     source: StreamSource
+    subscription: Subscription | None = None
     refused: int = 0
     last_refusal: str = ''
     refused_at: int = -1
@@ -80,6 +82,8 @@ class Inputs:
         qos: of every subscription.
         notify: called when a stream has a new sample.
         joints: also given every joint state, before the stream that is made of it.
+        before: those of another contract, whose streams are taken over where this one has the same, with all that
+            they hold.
 
     Raises:
         ConfigError: the contract has a stream that this robot has no topic for, or of another size.
@@ -93,18 +97,26 @@ class Inputs:
         qos: QoSProfile,
         notify: Callable[[], None],
         joints: JointStates | None = None,
+        before: Inputs | None = None,
     ):
-        self._node, self._notify, self._joints = node, notify, joints
+        self._node, self._robot, self._qos = node, robot, qos
+        self._notify, self._joints = notify, joints
         self._rate_hz = contract.rate_hz
-        self.streams = {name: Stream(source) for name, source in stream_sources(robot, contract).items()}
-        self._subscriptions = [
-            node.create_subscription(
-                MESSAGE_TYPES[stream.source.message_type], stream.topic, partial(self._take, stream), qos
-            )
-            for stream in self.streams.values()
-        ]
-        if joints is not None and not any(self._is_joints(stream) for stream in self.streams.values()):
+        known = {} if before is None else before.streams
+        self.streams: dict[str, Stream] = {}
+        for name, source in stream_sources(robot, contract).items():
+            same = name in known and known[name].source.spec == source.spec
+            self.streams[name] = known[name] if same else self._subscribed(Stream(source))
+        if joints is not None and not self._has_joints:
             joints.subscribe(node, qos)
+
+    def succeeded_by(self, contract: ObservationContract) -> Inputs:
+        """Inputs of another contract beside these, sharing the streams that both have.
+
+        Raises:
+            ConfigError: as for a new one.
+        """
+        return Inputs(self._node, self._robot, contract, self._qos, self._notify, self._joints, self)
 
     @property
     def buffers(self) -> dict[str, StreamBuffer]:
@@ -147,13 +159,26 @@ class Inputs:
             values=[KeyValue(key=key, value=value) for key, value in values.items()],
         )
 
-    def close(self) -> None:
-        """Unsubscribe."""
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._subscriptions.clear()
-        if self._joints is not None:
+    def close(self, others: Sequence[Inputs] = ()) -> None:
+        """Unsubscribe from what no others use."""
+        used = {id(stream) for inputs in others for stream in inputs.streams.values()}
+        for stream in self.streams.values():
+            if stream.subscription is not None and id(stream) not in used:
+                self._node.destroy_subscription(stream.subscription)
+                stream.subscription = None
+        if self._joints is not None and all(inputs._has_joints for inputs in others):
             self._joints.close()
+
+    @property
+    def _has_joints(self) -> bool:
+        return any(self._is_joints(stream) for stream in self.streams.values())
+
+    def _subscribed(self, stream: Stream) -> Stream:
+        kind = MESSAGE_TYPES[stream.source.message_type]
+        stream.subscription = self._node.create_subscription(
+            kind, stream.topic, partial(self._take, stream), self._qos
+        )
+        return stream
 
     @staticmethod
     def _is_joints(stream: Stream) -> bool:

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from dataclasses import fields
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState
-from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, JumpThreshold, TimeJump
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.parameter import Parameter
-from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
@@ -39,10 +35,15 @@ from decoupled_policy_ros.nodes.common import (
 from decoupled_policy_ros.nodes.policy_inputs import Inputs
 from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs, status_message
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings, policy_steering
+from decoupled_policy_ros.nodes.policy_tasks import PolicyTasks
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.runtime.cores import read_cores
 from decoupled_policy_ros.runtime.loop import PolicyLoop
 from decoupled_policy_ros.runtime.states import LoopSettings
+
+if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
+    from decoupled_policy_ros.policy.policy import Policy
+    from decoupled_policy_ros.runtime.engine import Engine
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 ERROR = TransitionCallbackReturn.ERROR
@@ -78,15 +79,11 @@ class PolicyNode(LifecycleNode):
         super().__init__('policy_node', **options)
         self.settings = declare_settings(self, PolicySettings)
         self.loop: PolicyLoop | None = None
-        self.inputs: Inputs | None = None
         self.outputs: PolicyOutputs | None = None
-        self.instruction = ''
-        self._refused_instructions = 0
-        self.add_on_set_parameters_callback(self._on_set_parameters)
         self._status = self.create_publisher(DiagnosticStatus, '~/status', LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_service(SetBool, '~/enable', self._on_enable)
-        self.create_subscription(String, '~/instruction', self._on_instruction, 10)
+        self.tasks = PolicyTasks(self, self._now_ns, self._engine_of, self._publish_diagnostics)
         # Diagnostics go on when simulated time stands still.
         self.create_timer(1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
         any_step = {'min_forward': Duration(nanoseconds=1), 'min_backward': Duration(nanoseconds=-1)}
@@ -107,7 +104,6 @@ class PolicyNode(LifecycleNode):
         import torch
 
         from decoupled_policy_ros.policy.checkpoint import load_policy
-        from decoupled_policy_ros.runtime.engine import Engine
 
         settings = self.settings = read_settings(self, PolicySettings)
         if settings.lockstep and not self.get_parameter('use_sim_time').value:
@@ -117,24 +113,15 @@ class PolicyNode(LifecycleNode):
             torch.set_num_threads(settings.threads or len(cores))
         robot = read_robot(self, settings.robot, settings.robot_description_timeout_s)
         policy = load_policy(settings.task, robot, settings.backbone or None)
-        engine = Engine(
-            policy,
-            settings.denoising_steps,
-            settings.seed,
-            settings.device,
-            instruction=settings.instruction,
-            precision=settings.precision,
-        )
-        engine.warm_up()
-        self.instruction = engine.instruction
+        engine = self._engine_of(policy, settings.instruction)
         self.outputs = PolicyOutputs(self, robot, self._status, settings)
         steering, joints = policy_steering(robot, settings, self.outputs, self._now_ns)
         self.outputs.publish_guard(steering.guard)
         qos = STATE if settings.lockstep else SENSOR  # a lost picture would make a simulator wait in vain
-        self.inputs = Inputs(self, robot, policy.contract, qos, self._on_observed, joints)
+        inputs = Inputs(self, robot, policy.contract, qos, self._on_observed, joints)
         self.loop = PolicyLoop(
             engine,
-            Sampler(policy.contract, self.inputs.buffers),
+            Sampler(policy.contract, inputs.buffers),
             self.outputs,
             self._now_ns,
             LoopSettings(
@@ -144,13 +131,14 @@ class PolicyNode(LifecycleNode):
                 settings.seed,
                 cores,
             ),
-            self.inputs.explain,
+            inputs.explain,
             self._on_failure,
             steering,
         )
+        self.tasks.follow(engine, inputs, self.loop, settings)
         self._say_state('inactive')
         self.get_logger().info(
-            f'task {policy.task.name!r} ({self.instruction!r}) on backbone {policy.backbone.name!r} for robot '
+            f'task {policy.task.name!r} ({engine.instruction!r}) on backbone {policy.backbone.name!r} for robot '
             f'{robot.name!r}: streams {", ".join(policy.contract.names)}'
         )
         return SUCCESS
@@ -158,9 +146,9 @@ class PolicyNode(LifecycleNode):
     @_logged
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to command."""
-        assert self.loop is not None and self.inputs is not None
+        assert self.loop is not None
         super().on_activate(state)
-        self.inputs.clear()
+        self.tasks.clear()
         self.loop.start(self.settings.enabled)
         return SUCCESS
 
@@ -193,11 +181,26 @@ class PolicyNode(LifecycleNode):
             if self.context.ok():  # after Ctrl-C nothing can be said any more
                 self.loop.enable(False)
             self.loop.stop()
-        if self.inputs is not None:
-            self.inputs.close()
+        self.tasks.close()
         if self.outputs is not None:
             self.outputs.close()
-        self.loop = self.inputs = self.outputs = None
+        self.loop = self.outputs = None
+
+    def _engine_of(self, policy: Policy, instruction: str) -> Engine:
+        """What runs a policy; the first cycle will be as fast as the rest."""
+        from decoupled_policy_ros.runtime.engine import Engine
+
+        settings = self.settings
+        engine = Engine(
+            policy,
+            settings.denoising_steps,
+            settings.seed,
+            settings.device,
+            instruction=instruction,
+            precision=settings.precision,
+        )
+        engine.warm_up()
+        return engine
 
     def _start_by_itself(self) -> None:
         self.destroy_timer(self._autostart)
@@ -223,7 +226,7 @@ class PolicyNode(LifecycleNode):
     # --- what it is asked -----------------------------------------------------------------------
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        if self.loop is None or self.inputs is None or self.state_label != 'active':
+        if self.loop is None or self.state_label != 'active':
             response.success, response.message = False, f'the node is {self.state_label}: activate it first'
             return response
         if not self.loop.enable(request.data):
@@ -233,29 +236,9 @@ class PolicyNode(LifecycleNode):
             )
             return response
         if not request.data:
-            self.inputs.clear()  # whoever enables again starts from what was seen since
+            self.tasks.clear()  # whoever enables again starts from what was seen since
         response.success, response.message = True, self.loop.state
         return response
-
-    def _on_instruction(self, message: String) -> None:
-        try:
-            self._require_instruction(message.data)
-        except ConfigError as error:
-            self._refused_instructions += 1
-            self.get_logger().warning(f'~/instruction: {error}')
-
-    def _require_instruction(self, instruction: str) -> None:
-        if self.instruction and instruction != self.instruction:
-            raise ConfigError(
-                f'instruction {instruction!r} is not the one that is followed: {self.instruction!r}'
-            )
-
-    def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        ours = {field.name for field in fields(PolicySettings)} & {parameter.name for parameter in parameters}
-        if ours and self.state_label != 'unconfigured':
-            reason = f'{", ".join(sorted(ours))}: read by configure, and the node is {self.state_label}; clean up first'
-            return SetParametersResult(successful=False, reason=reason)
-        return SetParametersResult(successful=True)
 
     # --- what it hears --------------------------------------------------------------------------
 
@@ -263,6 +246,11 @@ class PolicyNode(LifecycleNode):
     def state_label(self) -> str:
         """Lifecycle state: unconfigured, inactive, active, ..."""
         return str(self._state_machine.current_state[1])
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """What the task that is followed sees by; None before there is one."""
+        return self.tasks.inputs
 
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
@@ -272,14 +260,14 @@ class PolicyNode(LifecycleNode):
             self.loop.notify_observed()
 
     def _on_time_jump(self, jump: TimeJump) -> None:
-        loop, inputs = self.loop, self.inputs
-        if loop is None or inputs is None:
+        loop = self.loop
+        if loop is None:
             return
         if jump.delta.nanoseconds < 0:
             self.get_logger().warning(
                 f'the clock went back by {-jump.delta.nanoseconds / 1e9:.3f} s: starting afresh'
             )
-            inputs.clear()
+            self.tasks.clear()
             loop.restart()
         loop.notify_ticked()
 
@@ -297,8 +285,7 @@ class PolicyNode(LifecycleNode):
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
         name, streams = diagnostics_name(self, 'policy'), diagnostics_name(self, 'streams')
-        values = {'lifecycle': self.state_label, 'instruction': self.instruction}
-        values['refused_instructions'] = str(self._refused_instructions)
+        values = {'lifecycle': self.state_label, **self.tasks.values()}
         if loop is None or inputs is None:
             message.status = [status_message(name, 'disabled', self.state_label, values)]
         else:

@@ -36,13 +36,21 @@ _parameter = partial(parameter, read_only=False)
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Parameters of the node. They are read by configure, and can be set while the node is unconfigured."""
+    """Parameters of the node. configure reads them, and they can be set while the node is unconfigured.
+
+    `task` and `instruction` can be set at any time, see `PolicyTasks`.
+    """
 
     robot: str = _parameter('panda_sim', 'name in config/robots or path of a YAML file')
     task: str = _parameter('lift', 'folder of a task, or name of one in models/tasks')
     backbone: str = _parameter('', 'folder or name of a backbone; empty: the one that the task names')
     instruction: str = _parameter(
         '', 'what to do, in words; empty: the only instruction that the task was trained on'
+    )
+    task_timeout_s: float = _parameter(
+        5.0,
+        'how long another task, set while the node is running, may wait for its first observation (s)',
+        floating=(0.0, 600.0),
     )
     device: str = _parameter('cpu', "where the network runs: 'cpu', 'cuda', 'cuda:1', ...")
     threads: int = _parameter(

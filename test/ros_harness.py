@@ -17,7 +17,13 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import ParameterValue
-from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters, SetParameters
+from rcl_interfaces.srv import (
+    DescribeParameters,
+    GetParameters,
+    ListParameters,
+    SetParameters,
+    SetParametersAtomically,
+)
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -258,6 +264,13 @@ class PolicyPeer(Peer):
         """Set a parameter; returns success and reason."""
         request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
         result = self.call(SetParameters, f'{node}/set_parameters', request).results[0]
+        return result.successful, result.reason
+
+    def set_parameters_atomically(self, node: str, **values: Any) -> tuple[bool, str]:
+        """Set parameters all at once; returns success and reason."""
+        messages = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        request = SetParametersAtomically.Request(parameters=messages)
+        result = self.call(SetParametersAtomically, f'{node}/set_parameters_atomically', request).result
         return result.successful, result.reason
 
     def parameter(self, node: str, name: str) -> ParameterValue:

@@ -67,7 +67,7 @@ class Cell(PolicyPeer):
 
     def reported(self, part: str, text: str, level: bytes | None = None, after: int = 1) -> dict[str, str]:
         """Wait for `after` new diagnostics of a part whose message has a text; the values of the last."""
-        name = f'policy_node: {part}'
+        name = f'{self.get_namespace().strip("/")}/policy_node: {part}'.lstrip('/')
 
         def matching() -> list[DiagnosticStatus]:
             statuses = [s for array in self._received['/diagnostics'] for s in array.status if s.name == name]

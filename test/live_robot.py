@@ -39,6 +39,7 @@ from decoupled_policy_ros.nodes.common import COMMAND, STATE, floats, image_mess
 from decoupled_policy_ros.observation.messages import pose_from_message
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.inverse import InverseKinematics
+from decoupled_policy_ros.robot.kinematics import Kinematics
 
 ROBOT = load_robot('panda_sim')
 JOINTS = 'joint_states'
@@ -101,6 +102,7 @@ class Body:
     ):
         self.faults, self.node, self._clock_ns = Faults(), node, 0
         self._inverse, self.joints_rad = InverseKinematics(ROBOT), ROBOT.home_rad.copy()
+        self.kinematics = Kinematics(ROBOT)
         self._told: PoseStamped | None = None
         self._sent: dict[str, int] = dict.fromkeys(streams, 0)
         self._kept: dict[str, Any] = {}

@@ -37,6 +37,7 @@ from decoupled_policy_ros.nodes.common import (
     time_ns,
 )
 from decoupled_policy_ros.nodes.joint_states import JointStates
+from decoupled_policy_ros.nodes.other_commanders import OtherCommanders
 from decoupled_policy_ros.nodes.policy_markers import guard_markers
 from decoupled_policy_ros.observation.messages import pose_from_message
 from decoupled_policy_ros.robot.kinematics import Kinematics
@@ -101,6 +102,8 @@ class CommandGuardNode(Node):
         self._markers.publish(guard_markers(guard, self.robot.base_frame))
         commands = self.create_publisher(PoseStamped, self.robot.topics['target_pose'], COMMAND)
         self._commands = CommandPublisher(self.robot, commands, None)
+        self._others = OtherCommanders(self, self.get_logger().warning)
+        self._others.watch([self._commands.said])
         self._joints.subscribe(self, SENSOR)
         self.create_subscription(PoseStamped, settings.input_topic, self._on_target, COMMAND)
         self.create_service(SetBool, '~/enable', self._on_enable)
@@ -197,11 +200,12 @@ class CommandGuardNode(Node):
     def _message(self) -> DiagnosticStatus:
         calm = self._state in (FOLLOWING, DISABLED)
         reason = '' if calm else self.follower.reason
+        others = self._others.commanding() if self.follower.started and self._enabled else ''
+        reason = '; '.join(filter(None, (reason, others)))
         text = f'{self._state}: {reason}' if reason else self._state
-        level = DiagnosticStatus.OK if calm else DiagnosticStatus.WARN
-        return diagnostic_status(
-            diagnostics_name(self, 'guard'), level, text, self.follower.statistics.values()
-        )
+        level = DiagnosticStatus.OK if calm and not others else DiagnosticStatus.WARN
+        values = self.follower.statistics.values() | {'other_commanders': self._others.present()}
+        return diagnostic_status(diagnostics_name(self, 'guard'), level, text, values)
 
     def _publish_diagnostics(self) -> None:
         message = DiagnosticArray(status=[self._message()])

@@ -10,6 +10,7 @@ from rclpy.publisher import Publisher
 from std_msgs.msg import Float64
 
 from decoupled_policy_ros.nodes.common import pose_stamped
+from decoupled_policy_ros.nodes.other_commanders import Said
 from decoupled_policy_ros.robot.description import RobotDescription
 
 
@@ -20,10 +21,13 @@ class CommandPublisher:
         robot: gives the base frame and the gripper's range.
         target_pose: publisher of geometry_msgs/PoseStamped.
         gripper: publisher of std_msgs/Float64, an opening width in metres; None where grippers are told by others.
+
+    Attributes:
+        said: the poses that were sent.
     """
 
     def __init__(self, robot: RobotDescription, target_pose: Publisher, gripper: Publisher | None):
-        self._robot, self._target_pose, self._gripper = robot, target_pose, gripper
+        self._robot, self.said, self._gripper = robot, Said(target_pose), gripper
         self._quat_xyzw: Any = None
 
     def publish_pose(self, pose_base_ee: NDArray[np.float64], stamp_ns: int) -> None:
@@ -31,7 +35,7 @@ class CommandPublisher:
         message = pose_stamped(pose_base_ee, self._robot.base_frame, stamp_ns, self._quat_xyzw)
         q = message.pose.orientation
         self._quat_xyzw = (q.x, q.y, q.z, q.w)
-        self._target_pose.publish(message)
+        self.said.publish(message)
 
     def publish_gripper(self, value: float) -> None:
         """Publish the opening width, in metres, for a gripper value in [-1 open, +1 closed]."""

@@ -10,6 +10,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.nodes.actions import LatestGoal, control_action
 from decoupled_policy_ros.nodes.common import COMMAND, duration_message, floats, time_message
+from decoupled_policy_ros.nodes.other_commanders import Said
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.runtime.joint_motion import JointMotion
 
@@ -50,6 +51,9 @@ class JointOutput:
         robot: gives joint names and the controller's topic; its action is beside it.
         by_action: send goals of FollowJointTrajectory instead of messages.
 
+    Attributes:
+        said: the messages that were sent; None by action.
+
     Raises:
         ConfigError: the robot names no topic, or control_msgs is not installed.
     """
@@ -58,20 +62,20 @@ class JointOutput:
         self._node, self._robot = node, robot
         topic = joint_trajectory_topic(robot)
         self._goals: LatestGoal | None = None
-        self._publisher = None
+        self.said: Said | None = None
         if by_action:
             self._kind = control_action('FollowJointTrajectory')
             name = str(PurePosixPath(topic).with_name('follow_joint_trajectory'))
             self._goals = LatestGoal.to(node, self._kind, name, keep=False)
         else:
-            self._publisher = node.create_lifecycle_publisher(JointTrajectory, topic, COMMAND)
+            self.said = Said(node.create_lifecycle_publisher(JointTrajectory, topic, COMMAND))
 
     def close(self) -> None:
         """Destroy the publisher or the action client."""
         if self._goals is not None:
             self._goals.close()
-        if self._publisher is not None:
-            self._node.destroy_lifecycle_publisher(self._publisher)
+        if self.said is not None:
+            self._node.destroy_lifecycle_publisher(self.said.publisher)
 
     def send(self, motion: JointMotion) -> None:
         """Send a motion."""
@@ -80,8 +84,8 @@ class JointOutput:
         message = joint_trajectory_message(motion, self._robot)
         if self._goals is not None:
             self._goals.send(self._kind.Goal(trajectory=message))
-        if self._publisher is not None:
-            self._publisher.publish(message)
+        if self.said is not None:
+            self.said.publish(message)
 
     def missing(self) -> str:
         """What is missing to be heard, if that is known."""

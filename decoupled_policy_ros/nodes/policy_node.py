@@ -32,6 +32,7 @@ from decoupled_policy_ros.nodes.common import (
     read_settings,
     spin_main,
 )
+from decoupled_policy_ros.nodes.other_commanders import OtherCommanders
 from decoupled_policy_ros.nodes.policy_inputs import Inputs
 from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs, status_message
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings, policy_steering
@@ -39,7 +40,7 @@ from decoupled_policy_ros.nodes.policy_tasks import PolicyTasks
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.runtime.cores import read_cores
 from decoupled_policy_ros.runtime.loop import PolicyLoop
-from decoupled_policy_ros.runtime.states import LoopSettings
+from decoupled_policy_ros.runtime.states import GAVE_WAY, HOLDING, WAITING, LoopSettings
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
     from decoupled_policy_ros.policy.policy import Policy
@@ -80,6 +81,8 @@ class PolicyNode(LifecycleNode):
         self.settings = declare_settings(self, PolicySettings)
         self.loop: PolicyLoop | None = None
         self.outputs: PolicyOutputs | None = None
+        self._reported_ns = -1
+        self.others = OtherCommanders(self, self._on_other_commander)
         self._status = self.create_publisher(DiagnosticStatus, '~/status', LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_service(SetBool, '~/enable', self._on_enable)
@@ -117,6 +120,7 @@ class PolicyNode(LifecycleNode):
         self.outputs = PolicyOutputs(self, robot, self._status, settings)
         steering, joints = policy_steering(robot, settings, self.outputs, self._now_ns)
         self.outputs.publish_guard(steering.guard)
+        self.others.watch(self.outputs.said())
         qos = STATE if settings.lockstep else SENSOR  # a lost picture would make a simulator wait in vain
         inputs = Inputs(self, robot, policy.contract, qos, self._on_observed, joints)
         self.loop = PolicyLoop(
@@ -150,6 +154,7 @@ class PolicyNode(LifecycleNode):
         super().on_activate(state)
         self.tasks.clear()
         self.loop.start(self.settings.enabled)
+        self._on_other_commander(self.others.commanding())
         return SUCCESS
 
     @_logged
@@ -184,6 +189,7 @@ class PolicyNode(LifecycleNode):
         self.tasks.close()
         if self.outputs is not None:
             self.outputs.close()
+        self.others.close()
         self.loop = self.outputs = None
 
     def _engine_of(self, policy: Policy, instruction: str) -> Engine:
@@ -229,6 +235,10 @@ class PolicyNode(LifecycleNode):
         if self.loop is None or self.state_label != 'active':
             response.success, response.message = False, f'the node is {self.state_label}: activate it first'
             return response
+        others = self.others.commanding()
+        if request.data and others and self.settings.other_commanders == 'give_way':
+            response.success, response.message = False, others
+            return response
         if not self.loop.enable(request.data):
             response.success = False
             response.message = (
@@ -255,6 +265,11 @@ class PolicyNode(LifecycleNode):
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
 
+    def _clock_stands(self) -> bool:
+        """Whether the node's clock, which may be a simulator's, has not moved since this was asked last."""
+        before_ns, self._reported_ns = self._reported_ns, self._now_ns()
+        return before_ns == self._reported_ns
+
     def _on_observed(self) -> None:
         if self.loop is not None:
             self.loop.notify_observed()
@@ -271,6 +286,12 @@ class PolicyNode(LifecycleNode):
             loop.restart()
         loop.notify_ticked()
 
+    def _on_other_commander(self, others: str) -> None:
+        if others:
+            self.get_logger().warning(others)
+        if others and self.loop is not None and self.settings.other_commanders == 'give_way':
+            self.loop.enable(False, GAVE_WAY, f'{others}; ~/enable starts again')
+
     def _on_failure(self, error: Exception) -> None:
         text = ''.join(traceback.format_exception(error))
         self.get_logger().fatal(f'the policy stopped; deactivate and activate to start it again\n{text}')
@@ -285,11 +306,19 @@ class PolicyNode(LifecycleNode):
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
         name, streams = diagnostics_name(self, 'policy'), diagnostics_name(self, 'streams')
-        values = {'lifecycle': self.state_label, **self.tasks.values()}
+        values = {
+            'lifecycle': self.state_label,
+            **self.tasks.values(),
+            'other_commanders': self.others.present(),
+        }
         if loop is None or inputs is None:
             message.status = [status_message(name, 'disabled', self.state_label, values)]
         else:
             state, reason, numbers, ages_s = loop.report()
+            if not self.settings.lockstep and self._clock_stands():
+                state, reason = (
+                    (HOLDING, '/clock stands still') if self._reported_ns else (WAITING, 'nothing on /clock')
+                )
             message.status = [
                 status_message(name, state, reason, values | numbers),
                 inputs.status(streams, self._now_ns(), ages_s),

@@ -23,6 +23,7 @@ from decoupled_policy_ros.nodes.common import (
 )
 from decoupled_policy_ros.nodes.gripper_output import GripperOutput, gripper_output
 from decoupled_policy_ros.nodes.joint_output import JointOutput
+from decoupled_policy_ros.nodes.other_commanders import Said
 from decoupled_policy_ros.nodes.policy_markers import PolicyMarkers
 from decoupled_policy_ros.nodes.policy_settings import IN_JOINTS, IN_POSES, PolicySettings
 from decoupled_policy_ros.robot.description import RobotDescription
@@ -79,6 +80,12 @@ class PolicyOutputs:
         """Publish the target pose (4, 4), where poses are what the arm is told."""
         if self._target_pose is not None:
             self._commands.publish_pose(pose_base_ee, stamp_ns)
+
+    def said(self) -> list[Said]:
+        """What was sent on each topic that commands the arm."""
+        poses = [] if self._target_pose is None else [self._commands.said]
+        joints = self.joints.said if self.joints is not None else None
+        return poses if joints is None else [*poses, joints]
 
     def publish_gripper(self, state: str) -> None:
         """Tell the gripper to be 'open' or 'closed'."""

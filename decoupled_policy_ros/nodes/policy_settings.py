@@ -110,6 +110,11 @@ class PolicySettings:
         "without the action server of the gripper or the trajectories: 'go_on' and say so, or 'hold' the arm",
         choices=('go_on', 'hold'),
     )
+    other_commanders: str = _parameter(
+        'give_way',
+        "when somebody else commands the same arm: 'give_way', say nothing more until ~/enable; or 'go_on' and say so",
+        choices=('give_way', 'go_on'),
+    )
     enabled: bool = _parameter(True, 'command right after activation; otherwise ~/enable is waited for')
     robot_description_timeout_s: float = _parameter(
         3.0,

@@ -31,6 +31,7 @@ from decoupled_policy_ros.nodes.common import (
     read_robot,
     spin_main,
 )
+from decoupled_policy_ros.nodes.other_commanders import OtherCommanders
 from decoupled_policy_ros.nodes.teleop_episodes import EpisodeClient
 from decoupled_policy_ros.nodes.teleop_inputs import ArmInput, DeviceInput, streamed_device
 from decoupled_policy_ros.nodes.teleop_settings import TeleopSettings
@@ -96,6 +97,8 @@ class TeleopNode(Node):
             self.create_publisher(PoseStamped, topics['target_pose'], COMMAND),
             self.create_publisher(Float64, topics['gripper_command'], COMMAND),
         )
+        self._others = OtherCommanders(self, self.get_logger().warning)
+        self._others.watch([self._commands.said])
         self._status = self.create_publisher(DiagnosticStatus, '~/status', LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_service(SetBool, '~/enable', self._on_enable)
@@ -220,11 +223,13 @@ class TeleopNode(Node):
 
     def _status_message(self, values: dict[str, str]) -> DiagnosticStatus:
         teleop = self.teleop
-        bad = teleop.state == WAITING or (teleop.enabled and teleop.silent)
+        others = self._others.commanding() if teleop.commanding else ''
+        bad = teleop.state == WAITING or (teleop.enabled and teleop.silent) or others
+        reason = '; '.join(filter(None, (teleop.reason, others)))
         return diagnostic_status(
             diagnostics_name(self, 'teleoperation'),
             DiagnosticStatus.WARN if bad else DiagnosticStatus.OK,
-            f'{teleop.state}: {teleop.reason}' if teleop.reason else teleop.state,
+            f'{teleop.state}: {reason}' if reason else teleop.state,
             values,
             self.robot.name,
         )
@@ -255,6 +260,7 @@ class TeleopNode(Node):
             'last_refusal': refusals.last if refusals else '',
             'refused_states': str(self.arm.refusals.count),
             'last_refused_state': self.arm.refusals.last,
+            'other_commanders': self._others.present(),
             'recorder': self.episodes.line,
             'last_action': self.episodes.outcome,
         }

@@ -9,9 +9,7 @@ streamer goes on along the waypoints of the current one that lie past its execut
 it is refused, the last command is held and the next chunk starts afresh, from the first valid observation.
 
 With `lockstep` time itself waits: each clock value gets exactly one command, and where a chunk is due, that command
-comes from the new chunk.
-
-Nothing here knows ROS; the node gives it a clock and a place to publish.
+comes from the new chunk. Nothing here knows ROS; the node gives it a clock and a place to publish.
 """
 
 from __future__ import annotations
@@ -32,6 +30,7 @@ from decoupled_policy_ros.runtime.exchange import Exchangeable
 from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, HOLDING, WAITING, LoopSettings
 from decoupled_policy_ros.runtime.statistics import Statistics
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct, Steering
+from decoupled_policy_ros.runtime.stopping import come_to_rest
 from decoupled_policy_ros.runtime.ticks import IDLE_S, Ticks
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
@@ -69,13 +68,11 @@ class PolicyLoop(Exchangeable):
     ):
         super().__init__(engine, sampler, explain)
         self._outputs, self._now_ns, self._settings = outputs, now_ns, settings
-        self._on_failure = on_failure
-        self._steering = steering or Direct()
+        self._on_failure, self._steering = on_failure, steering or Direct()
         self.statistics = Statistics(settings.command_period_ns)
         self._ticks = Ticks(settings.control_rate_hz, settings.lockstep)
         self._ticked = threading.Condition(self._lock)  # wakes the streamer
-        self._running = False
-        self._enabled = False
+        self._running = self._enabled = False
         self._generation = 0
         self._latch = GripperLatch(settings.gripper_hysteresis)
         self.state, self.reason = DISABLED, ''
@@ -121,17 +118,22 @@ class PolicyLoop(Exchangeable):
             self.state, self.reason = DISABLED, 'inactive'  # not published: whoever stops it says so
             self.statistics.state_begins()
 
-    def enable(self, enabled: bool) -> bool:
+    def enable(self, enabled: bool, state: str = DISABLED, reason: str = 'no commands') -> bool:
         """Let commands through, beginning with a fresh chunk; or none any more.
 
+        Before it is disabled the arm is brought to rest; with another `state` commands end at once.
         Returns False, and changes nothing, when the threads have failed or were never started.
         """
         with self._lock:
             if not self._running:
                 return False
+            if self._enabled and not enabled and state == DISABLED and not self._settings.lockstep:
+                self._enabled, self._generation = False, self._generation + 1  # no chunk that is on its way
+                hold, publish, wait = self._steering.hold, self._publish, self._ticked.wait
+                come_to_rest(self._now_ns, self._seen_ns, hold, publish, wait)
             self._enabled = enabled
             self._forget()
-            self._set_state(*((WAITING, 'no observation yet') if enabled else (DISABLED, 'no commands')))
+            self._set_state(*((WAITING, 'no observation yet') if enabled else (state, reason)))
             self._observed.notify_all()
             self._ticked.notify_all()
             return True
@@ -140,7 +142,8 @@ class PolicyLoop(Exchangeable):
         """Forget samples, chunk and last command, as after a jump of the clock."""
         with self._lock:
             self._sampler.clear()  # what is stamped with the old time would bar what comes now
-            self.enable(self._enabled)
+            if self._enabled:
+                self.enable(True)
 
     def report(self) -> tuple[str, str, dict[str, str], dict[str, float]]:
         """State, its reason, all statistics as text, and the ages (s) of the last observation's streams."""
@@ -326,14 +329,14 @@ class PolicyLoop(Exchangeable):
         if self.state != HOLDING:
             self.statistics.holds += 1
         self._set_state(HOLDING, reason)
-        self._publish(pose, now_ns, followed=False)
+        self._publish(pose, now_ns)
         return True
 
     def _reason(self, refusal: ObservationError | InferenceError | ValueError) -> str:
         explanation = self._explain(refusal.stream) if isinstance(refusal, ObservationError) else ''
         return f'{refusal}; {explanation}' if explanation else str(refusal)
 
-    def _publish(self, pose: NDArray[np.float64], now_ns: int, followed: bool) -> None:
+    def _publish(self, pose: NDArray[np.float64], now_ns: int, followed: bool = False) -> None:
         self._outputs.publish_command(pose, now_ns)
         self.statistics.add_command(now_ns, self._now_ns(), followed)
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from decoupled_policy_ros.runtime.chunks import Chunk
 
 DISABLED, WAITING, FOLLOWING, HOLDING, FAILED = 'disabled', 'waiting', 'following', 'holding', 'failed'
+#: Somebody else commands the arm: nothing is said until it is asked for.
+GAVE_WAY = 'gave way'
 
 
 class Outputs(Protocol):

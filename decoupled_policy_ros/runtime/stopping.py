@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,11 @@ from decoupled_policy_ros.robot import poses
 from decoupled_policy_ros.runtime.motion import NS_PER_S, MotionState
 
 Array = NDArray[np.float64]
+
+#: Time between the commands of a stop that nobody else paces (s).
+STOPPING_PERIOD_S = 0.01
+#: A clock that has not moved for so long (s, wall) stands still.
+STANDS_STILL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,36 @@ class Stop:
     def gripper(self, stamp_ns: int) -> None:
         """The gripper keeps what it holds."""
         return None
+
+
+def come_to_rest(
+    now_ns: Callable[[], int],
+    since_ns: int,
+    hold: Callable[[int], Array | None],
+    publish: Callable[[Array, int], None],
+    wait: Callable[[float], object],
+) -> None:
+    """Command the way to rest, until the arm is at rest or the clock stands still.
+
+    Args:
+        now_ns: the clock.
+        since_ns: time of the last command.
+        hold: pose (4, 4) of braking for a time; None where nothing was ever commanded.
+        publish: takes a pose and its time.
+        wait: waits for so long (s) at the most.
+    """
+    pose, moved_s = None, time.monotonic()
+    while time.monotonic() - moved_s < STANDS_STILL_S:
+        stamp_ns = now_ns()
+        if stamp_ns > since_ns:
+            before, pose = pose, hold(stamp_ns)
+            if pose is None:
+                return
+            publish(pose, stamp_ns)
+            if before is not None and np.array_equal(pose, before):
+                return
+            since_ns, moved_s = stamp_ns, time.monotonic()
+        wait(STOPPING_PERIOD_S)
 
 
 def _duration_s(velocity: Array, acceleration: float, jerk: float | None) -> float:

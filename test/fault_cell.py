@@ -79,6 +79,11 @@ class Cell(PolicyPeer):
         with self._condition:
             return {pair.key: pair.value for pair in matching()[-1].values}
 
+    def says(self, node: str, text: str) -> None:
+        """Wait until the newest status of another node, which is recorded, contains a text."""
+        topic = f'{node}/status'
+        self.wait_for(lambda: any(text in m.message for m in self._received[topic][-1:]), f'{node}: {text}')
+
     def stops_and_goes_on(self, reason: str, **faults: Any) -> None:
         """With these faults the arm comes to rest for a reason, that is said; without them it goes on by itself."""
         self.is_moving()

@@ -62,6 +62,7 @@ def test_deactivated_in_the_middle_of_a_chunk_it_comes_to_rest_first(node, cell)
 
 def test_a_policy_gives_way_to_an_operator(node, cell, tmp_path):
     cell.is_moving()
+    cell.record(DiagnosticStatus, 'teleop_node/status', LATCHED)
     joy = cell.create_publisher(Joy, 'joy', STATE)
     pressed = [0]
 
@@ -70,8 +71,8 @@ def test_a_policy_gives_way_to_an_operator(node, cell, tmp_path):
         joy.publish(Joy(axes=axes, buttons=[pressed[0] * (i == DEADMAN) for i in range(11)]))
 
     timer = cell.create_timer(0.05, hold)
-    with node_process('teleop_node', tmp_path / 'teleop.log', {'recorder': 'nobody'}) as teleop:
-        cell.wait_for(lambda: 'ready: deadman released' in teleop.output(), 'the operator')
+    with node_process('teleop_node', tmp_path / 'teleop.log', {'recorder': 'nobody'}):
+        cell.says('teleop_node', 'deadman released')
         cell.is_moving()  # nobody else commands yet
         assert cell.reported('policy', 'following')['other_commanders'] == '/teleop_node on /target_pose'
         pressed[0] = 1
@@ -88,20 +89,16 @@ def test_a_policy_gives_way_to_an_operator(node, cell, tmp_path):
 def test_a_second_policy_refuses_to_command_the_arm(node, cell, tmp_path):
     cell.is_moving()
     cell.record(DiagnosticStatus, 'second/status', LATCHED)
-
-    def second_says(text: str) -> None:
-        cell.wait_for(lambda: any(text in m.message for m in cell._received['second/status'][-1:]), text)
-
     parameters = policy_parameters(tmp_path)
     with node_process('policy_node', tmp_path / 'second.log', parameters, name='second') as second:
-        second_says('gave way: /policy_node commands /target_pose too; ~/enable starts again')
+        cell.says('second', 'gave way: /policy_node commands /target_pose too; ~/enable starts again')
         answer = enable(cell, 'second', True)
         assert not answer.success and answer.message == '/policy_node commands /target_pose too'
         values = cell.reported('policy', 'following', DiagnosticStatus.OK)
         assert values['other_commanders'] == '/second on /target_pose'
         assert enable(cell, 'policy_node', False).success
         cell.wait_for(lambda: enable(cell, 'second', True).success, 'the second one to be let go')
-        second_says('following')
+        cell.says('second', 'following')
         assert not enable(cell, 'policy_node', True).success
         assert 'Traceback' not in second.output()
     cell.wait_for(lambda: enable(cell, 'policy_node', True).success, 'it to be let go')

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from decoupled_policy_ros.cli_data import convert, coverage
 from decoupled_policy_ros.cli_evaluate import evaluate
+from decoupled_policy_ros.cli_replay import replay
 from decoupled_policy_ros.errors import CheckpointError, ConfigError, DecoupledPolicyError, TrainingError
 
 # Every verb imports what it needs when it runs: `inspect` shall not wait for a simulator, nor need one.
@@ -252,6 +253,7 @@ def watch(node: str = '', once: bool = False, wait: float = 3.0, svg: Path | Non
 
 
 app.command(evaluate)
+app.command(replay)
 app.command(convert)
 app.command(coverage)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.publisher import Publisher
@@ -28,13 +26,13 @@ class CommandPublisher:
 
     def __init__(self, robot: RobotDescription, target_pose: Publisher, gripper: Publisher | None):
         self._robot, self.said, self._gripper = robot, Said(target_pose), gripper
-        self._quat_xyzw: Any = None
+        self.quat_xyzw: tuple[float, float, float, float] | None = None  # of the last target pose
 
     def publish_pose(self, pose_base_ee: NDArray[np.float64], stamp_ns: int) -> None:
         """Publish the target pose (4, 4); its quaternion never changes sign from one command to the next."""
-        message = pose_stamped(pose_base_ee, self._robot.base_frame, stamp_ns, self._quat_xyzw)
+        message = pose_stamped(pose_base_ee, self._robot.base_frame, stamp_ns, self.quat_xyzw)
         q = message.pose.orientation
-        self._quat_xyzw = (q.x, q.y, q.z, q.w)
+        self.quat_xyzw = (q.x, q.y, q.z, q.w)
         self.said.publish(message)
 
     def publish_gripper(self, value: float) -> None:

@@ -24,6 +24,12 @@ _TYPES = {
     'current_pose': 'geometry_msgs/msg/PoseStamped',
     'target_pose': 'geometry_msgs/msg/PoseStamped',
     'gripper_command': 'std_msgs/msg/Float64',
+    'joint_trajectory': 'trajectory_msgs/msg/JointTrajectory',
+}
+#: What a policy says of itself, where one is running: with it a run can be computed again, see docs/replay.md.
+_POLICY = {
+    'policy_node/cycles': 'std_msgs/msg/String',
+    'policy_node/trajectory': 'trajectory_msgs/msg/MultiDOFJointTrajectory',
 }
 
 
@@ -43,7 +49,9 @@ def plan_topics(
     plans = [
         TopicPlan(resolve(robot.topics[key]), type_name, key == 'joint_states')
         for key, type_name in _TYPES.items()
+        if key in robot.topics
     ]
+    plans += [TopicPlan(resolve(name), type_name, False) for name, type_name in _POLICY.items()]
     for camera in robot.cameras.values():
         type_name = 'sensor_msgs/msg/CompressedImage' if camera.compressed else 'sensor_msgs/msg/Image'
         plans.append(TopicPlan(resolve(camera.topic), type_name, True))

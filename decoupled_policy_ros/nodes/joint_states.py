@@ -56,12 +56,17 @@ class JointStates:
         """Forget every message, as after a jump of the clock."""
         self._buffer.clear()
 
-    def positions(self, now_ns: int) -> NDArray[np.float64] | None:
-        """Joint positions (n,) of a time, rad; None if there are none that are young enough."""
+    def at(self, now_ns: int) -> tuple[int, NDArray[np.float64]] | None:
+        """Stamp and joint positions (n,) of a time, rad; None if there are none that are young enough."""
         latest = self._buffer.at_or_before(now_ns)
         if latest is None or now_ns - latest[0] > self._max_age_ns:
             return None
-        return np.asarray(latest[1], float)
+        return latest[0], np.asarray(latest[1], float)
+
+    def positions(self, now_ns: int) -> NDArray[np.float64] | None:
+        """Joint positions (n,) of a time, rad; None if there are none that are young enough."""
+        latest = self.at(now_ns)
+        return None if latest is None else latest[1]
 
     def why_not(self, now_ns: int) -> str:
         """Why there are no joint positions of a time."""

@@ -32,6 +32,7 @@ from decoupled_policy_ros.nodes.common import (
     read_settings,
     spin_main,
 )
+from decoupled_policy_ros.nodes.cycle_output import CycleOutput
 from decoupled_policy_ros.nodes.other_commanders import OtherCommanders
 from decoupled_policy_ros.nodes.policy_inputs import Inputs
 from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs, status_message
@@ -39,6 +40,7 @@ from decoupled_policy_ros.nodes.policy_settings import PolicySettings, policy_st
 from decoupled_policy_ros.nodes.policy_tasks import PolicyTasks
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.runtime.cores import read_cores
+from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.loop import PolicyLoop
 from decoupled_policy_ros.runtime.states import GAVE_WAY, HOLDING, WAITING, LoopSettings
 
@@ -85,6 +87,7 @@ class PolicyNode(LifecycleNode):
         self.others = OtherCommanders(self, self._on_other_commander)
         self._status = self.create_publisher(DiagnosticStatus, '~/status', LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._cycles = CycleOutput(self)
         self.create_service(SetBool, '~/enable', self._on_enable)
         self.tasks = PolicyTasks(self, self._now_ns, self._engine_of, self._publish_diagnostics)
         # Diagnostics go on when simulated time stands still.
@@ -118,7 +121,9 @@ class PolicyNode(LifecycleNode):
         policy = load_policy(settings.task, robot, settings.backbone or None)
         engine = self._engine_of(policy, settings.instruction)
         self.outputs = PolicyOutputs(self, robot, self._status, settings)
-        steering, joints = policy_steering(robot, settings, self.outputs, self._now_ns)
+        self._cycles.describe(engine, robot, settings, self.outputs)
+        log = CycleLog(self._cycles.publish, self._cycles.run)
+        steering, joints = policy_steering(robot, settings, self.outputs, self._now_ns, log)
         self.outputs.publish_guard(steering.guard)
         self.others.watch(self.outputs.said())
         qos = STATE if settings.lockstep else SENSOR  # a lost picture would make a simulator wait in vain
@@ -138,6 +143,7 @@ class PolicyNode(LifecycleNode):
             inputs.explain,
             self._on_failure,
             steering,
+            log,
         )
         self.tasks.follow(engine, inputs, self.loop, settings)
         self._say_state('inactive')

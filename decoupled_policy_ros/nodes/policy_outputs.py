@@ -25,12 +25,12 @@ from decoupled_policy_ros.nodes.gripper_output import GripperOutput, gripper_out
 from decoupled_policy_ros.nodes.joint_output import JointOutput
 from decoupled_policy_ros.nodes.other_commanders import Said
 from decoupled_policy_ros.nodes.policy_markers import PolicyMarkers
-from decoupled_policy_ros.nodes.policy_settings import IN_JOINTS, IN_POSES, PolicySettings
+from decoupled_policy_ros.nodes.policy_settings import PolicySettings
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.poses import GRIPPER_CLOSED, GRIPPER_OPEN
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.guard.guard import Guard
-from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING
+from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, IN_JOINTS, IN_POSES
 
 LEVELS = {FOLLOWING: DiagnosticStatus.OK, DISABLED: DiagnosticStatus.OK, FAILED: DiagnosticStatus.ERROR}
 
@@ -57,12 +57,13 @@ class PolicyOutputs:
         output = settings.output
         self.joints = JointOutput(node, robot, settings.trajectory_action) if output in IN_JOINTS else None
         self.gripper = gripper_output(node, robot, settings.gripper) if output != 'none' else None
+        self.commands: CommandPublisher | None = None
         self._target_pose: Publisher | None = None
         if output in IN_POSES:
             self._target_pose = node.create_lifecycle_publisher(
                 PoseStamped, robot.topics['target_pose'], COMMAND
             )
-            self._commands = CommandPublisher(robot, self._target_pose, None)
+            self.commands = CommandPublisher(robot, self._target_pose, None)
         self._trajectory = node.create_lifecycle_publisher(MultiDOFJointTrajectory, '~/trajectory', COMMAND)
         self._path = node.create_lifecycle_publisher(Path, '~/path', COMMAND)
         self._markers = PolicyMarkers(node, robot)
@@ -78,12 +79,12 @@ class PolicyOutputs:
 
     def publish_command(self, pose_base_ee: NDArray[np.float64], stamp_ns: int) -> None:
         """Publish the target pose (4, 4), where poses are what the arm is told."""
-        if self._target_pose is not None:
-            self._commands.publish_pose(pose_base_ee, stamp_ns)
+        if self.commands is not None:
+            self.commands.publish_pose(pose_base_ee, stamp_ns)
 
     def said(self) -> list[Said]:
         """What was sent on each topic that commands the arm."""
-        poses = [] if self._target_pose is None else [self._commands.said]
+        poses = [] if self.commands is None else [self.commands.said]
         joints = self.joints.said if self.joints is not None else None
         return poses if joints is None else [*poses, joints]
 

@@ -12,23 +12,18 @@ from decoupled_policy_ros.nodes.common import parameter
 from decoupled_policy_ros.nodes.gripper_output import WAYS
 from decoupled_policy_ros.nodes.joint_states import JointStates
 from decoupled_policy_ros.robot.description import RobotDescription
-from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime.assembly import assembled_steering, default_guard
+from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.dependent import Dependent
-from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings, read_guard_settings
-from decoupled_policy_ros.runtime.joint_steering import InJoints
-from decoupled_policy_ros.runtime.steering import Direct, Guarded, Steering
+from decoupled_policy_ros.runtime.states import IN_JOINTS
+from decoupled_policy_ros.runtime.steering import Steering
 
 if TYPE_CHECKING:
     from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs
 
-#: Values of the parameter output, and those with each kind of command.
+#: Values of the parameter output.
 OUTPUTS = ('pose', 'joint_trajectory', 'both', 'none')
-IN_POSES, IN_JOINTS = ('pose', 'both'), ('joint_trajectory', 'both')
-
-#: Share of the joints' acceleration that paths are planned with where joints are commanded. The rest is for what the
-#: joints do besides: they lean towards home, and were up to 1.32 times as fast as planned over three Lift episodes.
-JOINT_SHARE = 0.7
 
 #: A parameter that configure reads; it can be set while the node is unconfigured.
 _parameter = partial(parameter, read_only=False)
@@ -125,7 +120,11 @@ class PolicySettings:
 
 
 def policy_steering(
-    robot: RobotDescription, settings: PolicySettings, outputs: PolicyOutputs, now_ns: Callable[[], int]
+    robot: RobotDescription,
+    settings: PolicySettings,
+    outputs: PolicyOutputs,
+    now_ns: Callable[[], int],
+    log: CycleLog,
 ) -> tuple[Steering, JointStates | None]:
     """What turns chunks into commands, and where it is to be told of joint states.
 
@@ -133,26 +132,24 @@ def policy_steering(
         ConfigError: the guard's file is not readable, or has a value that is out of range; or joints are to be
             commanded without the guard.
     """
-    steering: Steering = Direct()
-    joints = None
-    if settings.guard:
-        checks = _guard_settings(settings, robot)
-        joints = JointStates(robot, checks.joint_state_max_age_s)
-        steering = Guarded(Guard(robot, checks), Kinematics(robot), joints, settings.lockstep)
-        if outputs.joints is not None:
-            steering = InJoints(steering, robot, joints, outputs.joints.send, now_ns, settings.lockstep)
-    elif outputs.joints is not None:
+    checks = _guard_settings(settings, robot) if settings.guard else None
+    if checks is None and outputs.joints is not None:
         raise ConfigError(
             f'output {settings.output!r} needs the guard, which finds the joints: set guard too'
         )
+    joints = JointStates(robot, checks.joint_state_max_age_s) if checks is not None else None
+    steering = assembled_steering(
+        robot,
+        checks,
+        log.joints(joints) if joints is not None else None,
+        settings.lockstep,
+        outputs.joints.send if outputs.joints is not None else None,
+        log.clock(now_ns),
+    )
     return Dependent(steering, outputs.parts(), settings.missing_server == 'hold'), joints
 
 
 def _guard_settings(settings: PolicySettings, robot: RobotDescription) -> GuardSettings:
     if settings.guard_file:
         return read_guard_settings(settings.guard_file)
-    if settings.output not in IN_JOINTS:
-        return GuardSettings()
-    # A controller that follows joints exactly needs joints that accelerate like the arm's.
-    planned = {'acceleration_rad_s2': (JOINT_SHARE * robot.limits.acceleration_rad_s2).tolist()}
-    return GuardSettings(frozenset(), overrides=planned)
+    return default_guard(robot, settings.output in IN_JOINTS)

@@ -33,13 +33,14 @@ _NS = 1e-9
 class Observation:
     """All streams for one time.
 
-    `frames[name]` are n_obs_steps samples of the stream as they arrived, oldest first; `ages_s[name]` is the age of
-    the newest one at `stamp_ns`.
+    `frames[name]` are n_obs_steps samples of the stream as they arrived, oldest first, and `stamps_ns[name]` their
+    stamps; `ages_s[name]` is the age of the newest one at `stamp_ns`.
     """
 
     stamp_ns: int
     frames: dict[str, tuple[NDArray, ...]]
     ages_s: dict[str, float]
+    stamps_ns: dict[str, tuple[int, ...]]
 
     @cached_property
     def arrays(self) -> dict[str, NDArray]:
@@ -109,6 +110,7 @@ class Sampler:
             stamp_ns=stamp_ns,
             frames={name: tuple(frame[name][1] for frame in frames) for name in self.contract.names},
             ages_s={name: (stamp_ns - frames[-1][name][0]) * _NS for name in self.contract.names},
+            stamps_ns={name: tuple(frame[name][0] for frame in frames) for name in self.contract.names},
         )
 
     def _latest(self, spec: StreamSpec, frame_ns: int) -> tuple[int, NDArray]:

@@ -50,7 +50,7 @@ def save_backbone(folder: Path | str, backbone: Backbone) -> str:
 
 
 def save_task(folder: Path | str, task: Task, storage: str = 'float32') -> str:
-    """Write `folder`/task.{json,safetensors}; returns the file's sha256.
+    """Write `folder`/task.{json,safetensors}; returns (and sets) the task's sha256.
 
     Args:
         storage: 'float32', or 'float16' to halve the file; statistics, embeddings, biases and norms stay float32.
@@ -78,7 +78,8 @@ def save_task(folder: Path | str, task: Task, storage: str = 'float32') -> str:
         'storage': storage,
         'provenance': task.provenance,
     }
-    return write_model(Path(folder), 'task', header, weights)
+    task.sha256 = write_model(Path(folder), 'task', header, weights)
+    return task.sha256
 
 
 def load_backbone(folder: Path | str) -> Backbone:
@@ -145,6 +146,7 @@ def load_task(folder: Path | str, backbone: Backbone) -> Task:
         backbone.fingerprint, what=f'task {task.name!r}', other_what=f'backbone {backbone.name!r}'
     )
     _fill(task, weights, folder)
+    task.sha256 = header['sha256']
     return task
 
 

@@ -90,6 +90,7 @@ class Task(nn.Module):
         instruction: the one that is followed where none is given; empty where there are several.
         instructions: all that it was trained on.
         backbone_name, backbone_sha256: the only backbone that this task fits.
+        sha256: identity of the saved file; None for one that was never saved.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Task(nn.Module):
         self.backbone_sha256 = backbone.sha256
         self.fingerprint = backbone.fingerprint
         self.provenance = provenance or {}
+        self.sha256: str | None = None
 
     def understood(self, instruction: str | None = None) -> str:
         """The instruction to follow: the only one where none is given.

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoupled_policy_ros.errors import InferenceError, ObservationError
-from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.observation.sampler import Observation, Sampler
 from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch, next_frames_ns
 from decoupled_policy_ros.runtime.cores import pin_thread
+from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.exchange import Exchangeable
 from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, HOLDING, WAITING, LoopSettings
 from decoupled_policy_ros.runtime.statistics import Statistics
@@ -53,6 +54,7 @@ class PolicyLoop(Exchangeable):
         explain: what went wrong lately on a stream, to be added to a refusal.
         on_failure: told of an exception that ended a thread; there are no commands any more then.
         steering: how a chunk is followed; as it was predicted by default.
+        log: takes down what is decided.
     """
 
     def __init__(
@@ -65,15 +67,15 @@ class PolicyLoop(Exchangeable):
         explain: Callable[[str], str],
         on_failure: Callable[[Exception], None],
         steering: Steering | None = None,
+        log: CycleLog | None = None,
     ):
         super().__init__(engine, sampler, explain)
         self._outputs, self._now_ns, self._settings = outputs, now_ns, settings
-        self._on_failure, self._steering = on_failure, steering or Direct()
+        self._on_failure, self._steering, self._log = on_failure, steering or Direct(), log or CycleLog()
         self.statistics = Statistics(settings.command_period_ns)
         self._ticks = Ticks(settings.control_rate_hz, settings.lockstep)
         self._ticked = threading.Condition(self._lock)  # wakes the streamer
-        self._running = self._enabled = False
-        self._generation = 0
+        self._generation, self._running, self._enabled = 0, False, False
         self._latch = GripperLatch(settings.gripper_hysteresis)
         self.state, self.reason = DISABLED, ''
         self._forget()
@@ -85,6 +87,7 @@ class PolicyLoop(Exchangeable):
         self._refusal: ObservationError | InferenceError | ValueError | None = None
         self._refused_ns = self._rejected_frame_ns = 0
         self._steering.reset()
+        self._log.started()
         self._ticks.restart()
         self._seen_ns = 0
         self._latch.reset()
@@ -214,23 +217,19 @@ class PolicyLoop(Exchangeable):
         try:
             self._engine.reset(self._settings.seed, stamp_ns)
             prediction = self._engine(observation.frames)
-            contract = self._sampler.contract
-            timing = (contract.rate_hz, contract.n_obs_steps, self._engine.policy.n_execute)
-            new = Chunk(prediction.actions, stamp_ns, *timing)
+            new = self._engine.chunk(prediction.actions, stamp_ns)
             timings_ms = {'sample': 1e3 * (sampled - start), **prediction.timings_ms}
-            return self._adopt(new, generation, timings_ms, observation.ages_s)
+            return self._adopt(new, generation, timings_ms, observation)
         except (InferenceError, ValueError) as error:
-            self._reject(error, generation, stamp_ns, now_ns)
+            self._reject(error, generation, observation, now_ns)
             return False
 
-    def _adopt(
-        self, chunk: Chunk, generation: int, timings_ms: dict[str, float], ages_s: dict[str, float]
-    ) -> bool:
+    def _adopt(self, chunk: Chunk, generation: int, timings_ms: dict[str, float], seen: Observation) -> bool:
         """Follow a chunk from now on; raises ChunkRejected where the steering refuses it."""
         so_far_ms = timings_ms['sample'] + timings_ms['total']
         for _ in range(PLANS):
             start = time.perf_counter()
-            plan = self._steering.plan(chunk, self._now_ns())
+            plan = self._steering.plan(chunk, self._log.planning(self._now_ns()))
             guard_ms = 1e3 * (time.perf_counter() - start)
             timings_ms |= {'guard': guard_ms, 'total': so_far_ms + guard_ms}
             with self._lock:
@@ -239,21 +238,22 @@ class PolicyLoop(Exchangeable):
                 if not self._steering.adopt(plan):
                     continue
                 self._chunk, self._refusal = chunk, None
-                self.statistics.add_cycle(timings_ms, ages_s)
+                self.statistics.add_cycle(timings_ms, seen.ages_s)
                 self.statistics.add_chunk(plan.chunk, plan.begins_ns)
                 self._outputs.publish_chunk(plan.chunk)
+                self._log.adopted(self._engine, seen, plan.begins_ns)
                 self._ticked.notify()
                 return True
         raise ChunkRejected(f'commands were ahead of the chunk {PLANS} times: planning takes too long')
 
     def _reject(
-        self, error: InferenceError | ValueError, generation: int, frame_ns: int, now_ns: int
+        self, error: InferenceError | ValueError, generation: int, seen: Observation, now_ns: int
     ) -> None:
         with self._lock:
-            self.statistics.rejected_chunks += 1
-            self.statistics.last_rejection = str(error)
+            self.statistics.add_rejection(str(error))
             if generation == self._generation:
-                self._refusal, self._refused_ns, self._rejected_frame_ns = error, now_ns, frame_ns
+                self._log.refused(self._engine, seen, str(error))
+                self._refusal, self._refused_ns, self._rejected_frame_ns = error, now_ns, seen.stamp_ns
                 self._ticked.notify()
 
     def _refuse(self, error: ObservationError, generation: int, now_ns: int) -> None:
@@ -338,6 +338,7 @@ class PolicyLoop(Exchangeable):
 
     def _publish(self, pose: NDArray[np.float64], now_ns: int, followed: bool = False) -> None:
         self._outputs.publish_command(pose, now_ns)
+        self._log.ticked(now_ns, followed)
         self.statistics.add_command(now_ns, self._now_ns(), followed)
 
     def _set_state(self, state: str, reason: str) -> None:

@@ -13,6 +13,8 @@ from decoupled_policy_ros.runtime.chunks import Chunk
 DISABLED, WAITING, FOLLOWING, HOLDING, FAILED = 'disabled', 'waiting', 'following', 'holding', 'failed'
 #: Somebody else commands the arm: nothing is said until it is asked for.
 GAVE_WAY = 'gave way'
+#: What the arm is told ('output') that means target poses, and that means joint trajectories.
+IN_POSES, IN_JOINTS = ('pose', 'both'), ('joint_trajectory', 'both')
 
 
 class Outputs(Protocol):

@@ -106,6 +106,11 @@ class Statistics:
             self._intervals_ms.add((published_ns - self._commanded_ns) / NS_PER_MS)
         self._commanded_ns = published_ns
 
+    def add_rejection(self, reason: str) -> None:
+        """Count a chunk that is not followed."""
+        self.rejected_chunks += 1
+        self.last_rejection = reason
+
     def state_begins(self) -> None:
         """The policy does something else from now on."""
         self._state_since_s = time.monotonic()

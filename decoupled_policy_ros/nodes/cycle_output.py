@@ -1,0 +1,71 @@
+"""The log of what the policy decides, on `~/cycles`: with it a recorded run can be computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import String
+
+from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs
+from decoupled_policy_ros.nodes.policy_settings import PolicySettings
+from decoupled_policy_ros.robot.description import RobotDescription
+
+if TYPE_CHECKING:
+    from decoupled_policy_ros.runtime.engine import Engine
+
+# None may be lost: what comes after one that is missing can't be computed again.
+LOG = QoSProfile(
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.VOLATILE,
+    history=HistoryPolicy.KEEP_LAST,
+    depth=100,
+)
+
+
+class CycleOutput:
+    """Publishes the log, std_msgs/String with JSON, see `runtime.cycles`.
+
+    It is there from the node's beginning, so that a recorder has found it before there is something to record.
+
+    Args:
+        node: publishes, while it is active.
+    """
+
+    def __init__(self, node: LifecycleNode):
+        self._node = node
+        self._publisher = node.create_lifecycle_publisher(String, '~/cycles', LOG)
+        self._run: dict[str, Any] = {}
+        self._outputs: PolicyOutputs | None = None
+
+    def publish(self, text: str) -> None:
+        """Publish a message of the log."""
+        if self._node.context.ok():  # after Ctrl-C nobody hears it
+            self._publisher.publish(String(data=text))
+
+    def describe(
+        self, engine: Engine, robot: RobotDescription, settings: PolicySettings, outputs: PolicyOutputs
+    ) -> None:
+        """Take down what a run depends on, once for all its beginnings."""
+        from decoupled_policy_ros.runtime.run_record import run_record
+
+        cameras = {name: camera.topic for name, camera in robot.cameras.items()}
+        topics = {'trajectory': '~/trajectory', **robot.topics}
+        if robot.description_topic:
+            topics['robot_description'] = robot.description_topic
+        guard_file = Path(settings.guard_file).expanduser().read_text() if settings.guard_file else ''
+        self._outputs = outputs
+        self._run = {
+            **run_record(engine, robot, settings.robot, asdict(settings), guard_file),
+            'cameras': {name: self._node.resolve_topic_name(topic) for name, topic in cameras.items()},
+            'topics': {name: self._node.resolve_topic_name(topic) for name, topic in topics.items()},
+        }
+
+    def run(self) -> Mapping[str, Any]:
+        """What a run that begins now depends on: of q and -q a target pose has the one nearer to that before it."""
+        commands = self._outputs.commands if self._outputs is not None else None
+        return {**self._run, 'quat_xyzw': commands.quat_xyzw if commands is not None else None}

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from untrained import CONTRACT
 
-from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.policy.backbones import DPMLPBackbone, DPMLPSize
 from decoupled_policy_ros.policy.checkpoint import save_backbone, save_task
 from decoupled_policy_ros.policy.diffusion import NoiseSchedule
@@ -27,7 +27,9 @@ ROBOT = load_robot('panda_sim')
 HOME = Kinematics(ROBOT).forward(ROBOT.home_rad)
 HORIZON, CYCLE = 16, 8
 INSTRUCTION = 'go round and round'
-MAX_AGE_S = 0.2
+SMALL = DPMLPSize(width=32, hidden=64, blocks=2, time_width=32)
+#: As the shipped backbone, for benches.
+FULL = DPMLPSize()
 
 
 def circle(radius_m: float = 0.01, centre_m: tuple[float, float, float] | None = None) -> NDArray[np.float64]:
@@ -49,7 +51,7 @@ def save_told_policy(
     actions: NDArray[np.float64],
     name: str = 'told',
     *,
-    blocks: int = 2,
+    size: DPMLPSize = SMALL,
     training_steps: int = 100,
     not_finite: bool = False,
     instruction: str = INSTRUCTION,
@@ -60,21 +62,17 @@ def save_told_policy(
         folder: of models.
         actions: (16, 10), predicted for every observation.
         name: of both.
-        blocks, training_steps: of the network and its schedule: many of both are slow.
+        size, training_steps: of the network and its schedule; many steps are slow.
         not_finite: overflow on every observation that is not all zeros, as the one of the warm-up is.
         instruction: of the task.
     """
     torch.manual_seed(7)
-    size = DPMLPSize(width=32, hidden=64, blocks=blocks, time_width=32)
     schedule = NoiseSchedule(ScheduleConfig(training_steps=training_steps, prediction='sample'))
     backbone = Backbone(DPMLPBackbone(size), Fingerprint.of(ROBOT, 20.0), schedule, name)
     backbone.normaliser.fit(actions)
     _tell(backbone, torch.from_numpy(actions).float())
     save_backbone(folder / 'backbones' / name, backbone)
-    cameras = [StreamSpec(camera, 'image', (84, 84, 3), MAX_AGE_S) for camera in ('agentview', 'wrist')]
-    state = StreamSpec('proprioception', 'proprioception', (9,), MAX_AGE_S)
-    contract = ObservationContract(20.0, 2, (*cameras, state), 0.1)
-    task = Task(contract, backbone, {'crop': 76, 'base_channels': 16, 'keypoints': 8}, name, instruction)
+    task = Task(CONTRACT, backbone, {'crop': 76, 'base_channels': 16, 'keypoints': 8}, name, instruction)
     if not_finite:
         _overflow(task)
     save_task(folder / 'tasks' / name, task)

@@ -3,9 +3,9 @@
     python bench/soak.py                            an hour, docs/bench/soak.json
     python bench/soak.py --minutes 3 --seed 1 --json out/soak.json
 
-The arm and the cameras are processes of their own, in real time, on a /clock that faults make jump. The policy's network
-has the size of the shipped one; its weights say circles, so that the arm moves all the time. Faults come one after the
-other, at random times; each has to be recovered from. The report holds what broke a limit (nothing should), how long
+The arm and the cameras are processes of their own, in real time, on a /clock that faults make jump. The network has the
+size of the shipped one; its weights say circles, so that the arm moves all the time. Faults come one after the other,
+at random times; each has to be recovered from. The report holds what broke a limit (nothing should), how long
 recoveries took, and whether memory, file descriptors, threads and latencies stay what they are.
 """
 

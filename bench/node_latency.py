@@ -3,10 +3,10 @@
     python bench/node_latency.py                                      ten minutes, docs/bench/node_latency.json
 
 policy_node with the shipped `lift` and its guard, on the wall clock, commands at 50 Hz. Beside it, each a process: an
-arm at 50 Hz that goes where it is told, and two cameras of 84 x 84 pixels at 20 Hz. Pictures are noise, so the chunks are
-those of no task, but every one is computed, checked and followed; a simulator that draws two cameras would take more of
-two cores than the policy does, and would be measured instead. Times from stamp to command are the node's own, all of
-them; the jitter is taken from the middleware's times of publication, outside of the node.
+arm at 50 Hz that goes where it is told, and two cameras of 84 x 84 pixels at 20 Hz. Pictures are noise, so the chunks
+are those of no task, but every one is computed, checked and followed; a simulator that draws two cameras would take
+more of two cores than the policy does, and would be measured instead. Times from stamp to command are the node's own,
+all of them; the jitter is taken from the middleware's times of publication, outside of the node.
 """
 
 from __future__ import annotations

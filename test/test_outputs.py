@@ -24,6 +24,7 @@ from decoupled_policy_ros.robot.description import load_robot, robot_file
 from decoupled_policy_ros.robot.gripper import GripperAction
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.chunks import Chunk
+from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.dependent import Dependent
 from decoupled_policy_ros.runtime.joint_motion import JointMotion
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct
@@ -161,8 +162,9 @@ def test_a_wrong_gripper_action_is_refused(tmp_path, action, reason):
 
 def test_joints_are_not_commanded_without_the_guard():
     outputs = SimpleNamespace(joints=object(), parts=dict)
+    settings = PolicySettings(guard=False, output='joint_trajectory')
     with pytest.raises(ConfigError, match='needs the guard'):
-        policy_steering(ROBOT, PolicySettings(guard=False, output='joint_trajectory'), outputs, lambda: 0)
+        policy_steering(ROBOT, settings, outputs, lambda: 0, CycleLog())
 
 
 @pytest.mark.parametrize('hold', [True, False])

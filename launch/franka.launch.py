@@ -33,6 +33,11 @@ ARGUMENTS = [
         description='Run the policy and publish ~/trajectory and ~/path, but command neither arm nor gripper.',
     ),
     DeclareLaunchArgument(
+        'shadow',
+        default_value='false',
+        description='Somebody else moves the arm: command nothing, say how far it is from where the policy would be.',
+    ),
+    DeclareLaunchArgument(
         'output',
         default_value='joint_trajectory',
         description='What the arm is told unless it is a dry run: joint_trajectory; pose for CRISP; both.',
@@ -133,7 +138,10 @@ def policy(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         parameters=[
             asked['params_file'],
             {name: ParameterValue(asked[name], value_type=str) for name in names},
-            {name: switch(asked, name) for name in ('enabled', 'use_sim_time', 'trajectory_action')},
+            {
+                name: switch(asked, name)
+                for name in ('enabled', 'use_sim_time', 'trajectory_action', 'shadow')
+            },
             {'output': 'none' if dry else asked['output'], 'gripper': 'auto' if dry else asked['gripper']},
             {'autostart': True, 'guard': True, 'lockstep': False},
         ],

@@ -52,6 +52,11 @@ ARGUMENTS = [
         'guard_file', default_value='', description="The guard's settings; empty: its defaults."
     ),
     DeclareLaunchArgument(
+        'shadow',
+        default_value='false',
+        description='Somebody else moves the arm: command nothing, show where the policy would have gone.',
+    ),
+    DeclareLaunchArgument(
         'params_file',
         default_value=PathJoinSubstitution([SHARE, 'config', 'policy_node.yaml']),
         description="The policy node's other parameters.",
@@ -111,7 +116,7 @@ def generate_launch_description() -> LaunchDescription:
                 name: value(name, str)
                 for name in ('robot', 'task', 'backbone', 'instruction', 'device', 'guard_file')
             },
-            {name: value(name, bool) for name in ('autostart', 'enabled', 'guard', 'use_sim_time')},
+            {name: value(name, bool) for name in ('autostart', 'enabled', 'guard', 'shadow', 'use_sim_time')},
             # The simulator waits for each command: a slow machine makes a slow simulation, never a wrong one.
             {'seed': value('seed', int), 'lockstep': value('use_sim', bool)},
         ],

@@ -24,8 +24,8 @@ from decoupled_policy_ros.sim.tasks import TASKS
 ARGUMENTS = {
     'command_guard': {'robot', 'guard_file', 'input_topic', 'control_rate_hz', 'use_sim_time', 'namespace'},
     'coverage': {'dataset', 'robot', 'voxel_m', 'rate_hz', 'rviz', 'namespace'},
-    'franka': {'dry_run', 'output', 'task', 'robot', 'joint_states', 'recover', 'use_sim_time', 'namespace'},
-    'policy': {'robot', 'task', 'backbone', 'instruction', 'use_sim', 'use_sim_time', 'rviz', 'namespace'},
+    'franka': {'dry_run', 'shadow', 'output', 'task', 'robot', 'joint_states', 'recover', 'use_sim_time', 'namespace'},
+    'policy': {'robot', 'task', 'backbone', 'instruction', 'shadow', 'use_sim', 'use_sim_time', 'rviz', 'namespace'},
     'record_episodes': {'robot', 'output_dir', 'instruction', 'use_sim_time', 'namespace'},
     'record_kinematics': {'robot', 'output_dir', 'use_sim_time', 'namespace'},
     'rviz': {'robot', 'use_sim_time', 'namespace', 'display'},

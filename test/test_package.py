@@ -19,7 +19,7 @@ from decoupled_policy_ros import __version__
 PACKAGE = 'decoupled_policy_ros'
 EXECUTABLES = {
     'policy_node', 'teleop_node', 'kinematics_recorder_node', 'episode_recorder_node', 'sim_robot_node',
-    'coverage_node', 'decoupled-policy',
+    'coverage_node', 'command_guard_node', 'decoupled-policy',
 }  # fmt: skip
 ROSDEP_KEYS = {
     'rclpy', 'sensor_msgs', 'geometry_msgs', 'trajectory_msgs', 'std_msgs', 'std_srvs', 'nav_msgs', 'diagnostic_msgs',

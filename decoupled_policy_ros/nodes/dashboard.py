@@ -36,7 +36,7 @@ COUNTS = (
 TROUBLES = frozenset(('cycles_missed', 'underruns', 'holds', 'rejected_chunks', 'refused_instructions'))
 OUTCOMES = ('time_scale', 'clamp', 'truncate', 'reject')
 #: Whatever begins so is listed as it is: it is there only in some ways to run a policy.
-FURTHER = ('spread', 'shadow', 'divergence', 'gripper', 'joint_trajectory')
+FURTHER = ('spread', 'shadow', 'divergence', 'gripper', 'joint_trajectory', 'task')
 
 
 @dataclass

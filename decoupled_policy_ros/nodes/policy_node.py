@@ -281,14 +281,15 @@ class PolicyNode(LifecycleNode):
             self.loop.notify_observed()
 
     def _on_time_jump(self, jump: TimeJump) -> None:
-        loop = self.loop
-        if loop is None:
+        loop, outputs = self.loop, self.outputs
+        if loop is None or outputs is None:
             return
         if jump.delta.nanoseconds < 0:
             self.get_logger().warning(
                 f'the clock went back by {-jump.delta.nanoseconds / 1e9:.3f} s: starting afresh'
             )
             self.tasks.clear()
+            outputs.clear()
             loop.restart()
         loop.notify_ticked()
 
@@ -308,7 +309,7 @@ class PolicyNode(LifecycleNode):
         self._status.publish(status_message(diagnostics_name(self, 'policy'), 'disabled', state))
 
     def _publish_diagnostics(self) -> None:
-        loop, inputs = self.loop, self.inputs
+        loop, inputs, outputs = self.loop, self.inputs, self.outputs
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
         name, streams = diagnostics_name(self, 'policy'), diagnostics_name(self, 'streams')
@@ -317,7 +318,7 @@ class PolicyNode(LifecycleNode):
             **self.tasks.values(),
             'other_commanders': self.others.present(),
         }
-        if loop is None or inputs is None:
+        if loop is None or inputs is None or outputs is None:
             message.status = [status_message(name, 'disabled', self.state_label, values)]
         else:
             state, reason, numbers, ages_s = loop.report()
@@ -326,7 +327,7 @@ class PolicyNode(LifecycleNode):
                     (HOLDING, '/clock stands still') if self._reported_ns else (WAITING, 'nothing on /clock')
                 )
             message.status = [
-                status_message(name, state, reason, values | numbers),
+                status_message(name, state, reason, values | numbers | outputs.values()),
                 inputs.status(streams, self._now_ns(), ages_s),
             ]
             if self.state_label == 'active':

@@ -14,6 +14,8 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectory
 from decoupled_policy_ros.nodes.commands import CommandPublisher
 from decoupled_policy_ros.nodes.common import (
     COMMAND,
+    SENSOR,
+    STATE,
     diagnostic_status,
     diagnostics_name,
     duration_message,
@@ -26,6 +28,7 @@ from decoupled_policy_ros.nodes.joint_output import JointOutput
 from decoupled_policy_ros.nodes.other_commanders import Said
 from decoupled_policy_ros.nodes.policy_markers import PolicyMarkers
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings
+from decoupled_policy_ros.nodes.shadow_output import ShadowOutput
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.poses import GRIPPER_CLOSED, GRIPPER_OPEN
 from decoupled_policy_ros.runtime.chunks import Chunk
@@ -54,7 +57,10 @@ class PolicyOutputs:
         self, node: LifecycleNode, robot: RobotDescription, status: Publisher, settings: PolicySettings
     ):
         self._node, self._robot, self._status = node, robot, status
-        output = settings.output
+        self.shadow = (
+            ShadowOutput(node, robot, STATE if settings.lockstep else SENSOR) if settings.shadow else None
+        )
+        output = 'none' if settings.shadow else settings.output
         self.joints = JointOutput(node, robot, settings.trajectory_action) if output in IN_JOINTS else None
         self.gripper = gripper_output(node, robot, settings.gripper) if output != 'none' else None
         self.commands: CommandPublisher | None = None
@@ -75,10 +81,23 @@ class PolicyOutputs:
                 self._node.destroy_lifecycle_publisher(publisher)
         for part in self.parts().values():
             part.close()
+        if self.shadow is not None:
+            self.shadow.close()
         self._markers.close()
+
+    def clear(self) -> None:
+        """Forget what was observed, as after a jump of the clock."""
+        if self.shadow is not None:
+            self.shadow.divergence.clear()
+
+    def values(self) -> dict[str, str]:
+        """For diagnostics: in shadow mode, how far the arm is from where the policy would have taken it."""
+        return {} if self.shadow is None else {'shadow': 'true', **self.shadow.divergence.values()}
 
     def publish_command(self, pose_base_ee: NDArray[np.float64], stamp_ns: int) -> None:
         """Publish the target pose (4, 4), where poses are what the arm is told."""
+        if self.shadow is not None:
+            self.shadow.commands.publish_pose(pose_base_ee, stamp_ns)
         if self.commands is not None:
             self.commands.publish_pose(pose_base_ee, stamp_ns)
 
@@ -90,8 +109,10 @@ class PolicyOutputs:
 
     def publish_gripper(self, state: str) -> None:
         """Tell the gripper to be 'open' or 'closed'."""
+        value = GRIPPER_OPEN if state == 'open' else GRIPPER_CLOSED
+        if self.shadow is not None:
+            self.shadow.commands.publish_gripper(value)
         if self.gripper is not None:
-            value = GRIPPER_OPEN if state == 'open' else GRIPPER_CLOSED
             self.gripper.send(float(self._robot.gripper.width_from_normalised(value)))
 
     def parts(self) -> dict[str, JointOutput | GripperOutput]:

@@ -16,8 +16,9 @@ from decoupled_policy_ros.runtime.assembly import assembled_steering, default_gu
 from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.dependent import Dependent
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings, read_guard_settings
+from decoupled_policy_ros.runtime.shadow import FromArm, Shadowing
 from decoupled_policy_ros.runtime.states import IN_JOINTS
-from decoupled_policy_ros.runtime.steering import Steering
+from decoupled_policy_ros.runtime.steering import Guarded, Steering
 
 if TYPE_CHECKING:
     from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs
@@ -90,6 +91,11 @@ class PolicySettings:
         "each chunk for joint_trajectory_controller; 'both'; 'none', nothing, the gripper neither",
         choices=OUTPUTS,
     )
+    shadow: bool = _parameter(
+        False,
+        'somebody else moves the arm: command nothing, whatever output says, show where the policy would have gone, '
+        'and say how far the arm was from there, see docs/tasks.md',
+    )
     trajectory_action: bool = _parameter(
         False,
         'send joint trajectories as goals of FollowJointTrajectory, not on the topic; needs control_msgs',
@@ -145,7 +151,10 @@ def policy_steering(
         settings.lockstep,
         outputs.joints.send if outputs.joints is not None else None,
         log.clock(now_ns),
+        FromArm if settings.shadow else Guarded,
     )
+    if outputs.shadow is not None:
+        steering = Shadowing(steering, outputs.shadow.divergence.predicted)
     return Dependent(steering, outputs.parts(), settings.missing_server == 'hold'), joints
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.kinematics import Kinematics
@@ -38,7 +39,7 @@ def assembled_steering(
     lockstep: bool,
     send: Callable[[JointMotion], None] | None,
     now_ns: Callable[[], int],
-    guarded: Callable[[Guard, Kinematics, Joints, bool], Guarded] = Guarded,
+    guarded: Callable[[Guard, Kinematics, Any, bool], Guarded] = Guarded,
 ) -> Steering:
     """What turns chunks into commands.
 

@@ -247,10 +247,15 @@ class NotedJoints:
     def __init__(self, joints: StampedJoints, stamps_ns: list[int | None]):
         self._joints, self._stamps_ns = joints, stamps_ns
 
-    def positions(self, now_ns: int) -> Array | None:
-        """Joint positions (n,) of a time, rad; None if nobody knows."""
+    def at(self, now_ns: int) -> tuple[int, Array] | None:
+        """Stamp and positions (n,) of a time, rad; None if nobody knows."""
         found = self._joints.at(now_ns)
         self._stamps_ns.append(None if found is None else found[0])
+        return found
+
+    def positions(self, now_ns: int) -> Array | None:
+        """Joint positions (n,) of a time, rad; None if nobody knows."""
+        found = self.at(now_ns)
         return None if found is None else found[1]
 
     def why_not(self, now_ns: int) -> str:

@@ -222,10 +222,7 @@ class Guarded:
         if joints_rad is None and (motion is None or self.guard.settings.needs_joints):
             return Verdict(None, (missing_joints(self._joints.why_not(now_ns)),))
         start_ns = self._start_ns(chunk, now_ns)
-        if motion is None:
-            start = MotionState.at_rest(self._kinematics.forward(joints_rad))  # type: ignore[arg-type]
-        else:
-            start = _at(start_ns, motion, before).state(start_ns)
+        start = self._beginning(motion, before, now_ns, start_ns)
         earliest_ns = start_ns + round(NS_PER_S / chunk.rate_hz) - ROUNDING_NS
         first = int(np.searchsorted(chunk.stamps_ns, earliest_ns))
         if first == len(chunk):
@@ -243,6 +240,15 @@ class Guarded:
                 first,
             )
         )
+
+    def _beginning(
+        self, motion: Motion | None, before: Motion | None, now_ns: int, start_ns: int
+    ) -> MotionState:
+        """Where and how the arm is told to move at a stamp a little later than now; before any command it rests."""
+        if motion is not None:
+            return _at(start_ns, motion, before).state(start_ns)
+        joints_rad = self._joints.positions(now_ns)
+        return MotionState.at_rest(self._kinematics.forward(joints_rad))  # type: ignore[arg-type]
 
     def _start_ns(self, chunk: Chunk, now_ns: int) -> int:
         """Where the path begins: soon, or, where time waits, one waypoint before the next command."""

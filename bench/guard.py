@@ -81,9 +81,9 @@ def play(rollout: Rollout, scene: Scene, seed: int) -> bool:
     moves = scene.episode(seed, rollout.max_steps)
     rollout.engine.reset(seed)
     try:
-        observation = next(moves)
+        question = next(moves)
         while True:
-            observation = moves.send(rollout.engine(observation).actions)
+            question = moves.send(rollout.engine(question.observation).samples)
     except StopIteration as end:
         return bool(end.value.success)
 

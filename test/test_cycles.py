@@ -17,6 +17,7 @@ from decoupled_policy_ros.runtime.cycles import (
     decisions_from_text,
     decisions_to_text,
 )
+from decoupled_policy_ros.runtime.joining import Wish
 from decoupled_policy_ros.runtime.run_record import run_differences, software
 
 STAMP_NS = 1_795_701_884_148_302_307  # no float64 holds it
@@ -30,10 +31,12 @@ DECISIONS = [
         {'wrist': [STAMP_NS - 1, STAMP_NS]},
         STAMP_NS + 1,
         STAMP_NS + 2,
+        STAMP_NS + 3,
+        True,
         [None, STAMP_NS],
     ),
     Ticks('hold', [STAMP_NS + 3, STAMP_NS + 23_000_001]),
-    Cycle('lift', None, '', STAMP_NS, {}, 1, 0, [], 'join: 0.2 m above "0.15"'),
+    Cycle('lift', None, '', STAMP_NS, {}, 1, 0, 0, False, [], 'join: 0.2 m above "0.15"'),
 ]
 
 
@@ -85,7 +88,7 @@ def test_a_log_has_all_that_was_decided_in_its_order():
     for ticks in (TICKS + 10, 3):
         log.planning(2_000_000)
         joints.positions(2_000_000)
-        log.adopted(ENGINE, observation, 120)
+        log.adopted(ENGINE, observation, 120, Wish(100, 110, None, None))
         for i in range(ticks):
             log.ticked(200 + i, followed=True)
     log.ticked(300, followed=False)
@@ -93,7 +96,7 @@ def test_a_log_has_all_that_was_decided_in_its_order():
     log.started()
     messages = [decisions_from_text(text) for text in texts]
     assert [number for number, _ in messages] == list(range(len(messages)))
-    cycle = Cycle('lift', 'abc', 'up', 100, {'wrist': [50, 100]}, 2_000_000, 120, [1_000_000])
+    cycle = Cycle('lift', 'abc', 'up', 100, {'wrist': [50, 100]}, 2_000_000, 120, 110, False, [1_000_000])
     assert [decision for _, decisions in messages for decision in decisions] == [
         Start(5, {'seed': 3}),
         cycle,
@@ -102,7 +105,7 @@ def test_a_log_has_all_that_was_decided_in_its_order():
         cycle,
         Ticks('follow', [200, 201, 202]),
         Ticks('hold', [300]),
-        Cycle('lift', 'abc', 'up', 100, {'wrist': [50, 100]}, 2_000_000, 0, [], 'too fast'),
+        Cycle('lift', 'abc', 'up', 100, {'wrist': [50, 100]}, 2_000_000, 0, 0, False, [], 'too fast'),
         Start(0, {'seed': 3}),
     ]
 

@@ -61,10 +61,10 @@ def test_the_loop_observes_every_chunk_from_fresh_history_and_executes_eight(
     seen = []
     many = rollout.engine.many
 
-    def watched(observations, generators):
+    def watched(observations, *others):
         (arrays,) = observations
         seen.append((rollout.sim.stamp_ns, {name: array.copy() for name, array in arrays.items()}))
-        return many(observations, generators)
+        return many(observations, *others)
 
     monkeypatch.setattr(rollout.engine, 'many', watched)
     assert rollout.run(seed=3).steps == 20

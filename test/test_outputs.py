@@ -26,8 +26,9 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.dependent import Dependent
+from decoupled_policy_ros.runtime.direct import Direct
 from decoupled_policy_ros.runtime.joint_motion import JointMotion
-from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct
+from decoupled_policy_ros.runtime.steering import ChunkRejected
 
 ROBOT = load_robot('panda_sim')
 MS = 1_000_000

@@ -37,6 +37,8 @@ pytestmark = [
 PERIOD_NS = 50_000_000
 STEPS = 4
 SEED = 11
+#: Ticks after which an arm that goes where an untrained network says is at rest, from when its camera stops.
+BRAKING = 200
 ROBOT = load_robot('panda_sim')
 CAMERAS = ('agentview', 'wrist')
 
@@ -238,10 +240,10 @@ def test_not_enough_observations_is_said_and_commands_nothing(robot):
 def test_a_camera_that_stops_is_held_against_and_recovered_from(robot, camera):
     robot.run(12)
     followed = robot.run(4, skip=(camera,))  # the chunk lasts for 16 ticks
-    # The next chunk is due now. The frames in hand age, and after 0.2 s the arm is held.
-    blind = [robot.tick(skip=(camera,)) for _ in range(8)]
+    # The next chunk is due now. The frames in hand age, and after 0.2 s the arm is brought to rest.
+    blind = [robot.tick(skip=(camera,)) for _ in range(BRAKING)]
     held = robot.command(blind[-1])
-    np.testing.assert_array_equal(held, followed[-1])
+    assert not np.array_equal(held, followed[-1])
     assert robot.status('holding', f"stream '{camera}' is").endswith('now, limit 0.2 s')
     np.testing.assert_array_equal(robot.run(3, skip=(camera,)), [held] * 3)
     values = robot.diagnostics('policy')
@@ -256,9 +258,9 @@ def test_a_camera_that_stops_is_held_against_and_recovered_from(robot, camera):
 def test_nan_in_joint_states_is_refused_held_against_and_recovered_from(robot):
     robot.run(12)
     followed = robot.run(4, nan=True)
-    blind = [robot.tick(nan=True) for _ in range(8)]
+    blind = [robot.tick(nan=True) for _ in range(BRAKING)]
     held = robot.command(blind[-1])
-    np.testing.assert_array_equal(held, followed[-1])
+    assert not np.array_equal(held, followed[-1])
     status = robot.status('holding', "stream 'proprioception' is")
     assert "last message refused: joint state has positions that are not finite: {'joint4': nan}" in status
     np.testing.assert_array_equal(robot.run(3, nan=True), [held] * 3)
@@ -481,6 +483,7 @@ def test_in_real_time_commands_interpolate_the_chunks(tmp_path, task_folder):
 
             timer = robot.create_timer(0.05, show)
             robot.wait_for(lambda: len(robot.received('target_pose')) > 60, 'commands')
+            before, holds = len(robot.received('target_pose')), int(robot.diagnostics('policy')['holds'])
             assert robot.change_state('deactivate')
             returned_ns = robot.get_clock().now().nanoseconds
             robot.diagnostics('policy', after=2)  # two seconds later
@@ -492,12 +495,9 @@ def test_in_real_time_commands_interpolate_the_chunks(tmp_path, task_folder):
     stamps_ns = [time_ns(command.header.stamp) for command in commands]
     assert max(stamps_ns) < returned_ns
     assert all(a < b for a, b in itertools.pairwise(stamps_ns))
-    # On a busy machine a picture may come too late, and the last command is held: it is said once more, exactly.
-    poses = [pose_from_message(command, ROBOT.base_frame) for command in commands]
-    repeats = [False, *(np.array_equal(a, b) for a, b in itertools.pairwise(poses))]
-    followed = [command for command, repeat in zip(commands, repeats, strict=True) if not repeat]
-    assert len(followed) > 20
-    np.testing.assert_allclose([min(_distances(command, chunks)) for command in followed], 0.0, atol=1e-9)
+    on_a_chunk = [min(_distances(command, chunks)) < 1e-9 for command in commands[:before]]
+    # On a busy machine a picture may come too late, and the arm slows down to rest; as it does at the end.
+    assert all(on_a_chunk) or (holds and sum(on_a_chunk) > 20)
 
 
 def _distances(command: PoseStamped, chunks: list[MultiDOFJointTrajectory]) -> list[float]:

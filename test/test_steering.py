@@ -12,10 +12,11 @@ from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.inverse import InverseKinematics
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.chunks import Chunk
+from decoupled_policy_ros.runtime.direct import Direct
 from decoupled_policy_ros.runtime.follower import Follower
 from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings
-from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct, Guarded
+from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded
 
 ROBOT = load_robot('panda_sim')
 KINEMATICS = Kinematics(ROBOT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs, status_mess
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings, policy_steering
 from decoupled_policy_ros.nodes.policy_tasks import PolicyTasks
 from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.runtime.assembly import join_settings
 from decoupled_policy_ros.runtime.cores import read_cores
 from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.loop import PolicyLoop
@@ -144,6 +146,7 @@ class PolicyNode(LifecycleNode):
             self._on_failure,
             steering,
             log,
+            join_settings(asdict(settings)),
         )
         self.tasks.follow(engine, inputs, self.loop, settings)
         self._say_state('inactive')
@@ -211,7 +214,7 @@ class PolicyNode(LifecycleNode):
             instruction=instruction,
             precision=settings.precision,
         )
-        engine.warm_up()
+        engine.warm_up(samples=self.settings.samples)
         return engine
 
     def _start_by_itself(self) -> None:

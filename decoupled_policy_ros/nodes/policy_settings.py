@@ -80,6 +80,41 @@ class PolicySettings:
         'half width of the dead band around half open, in [-1 open, +1 closed]',
         floating=(0.0, 0.9),
     )
+    inpaint: bool = _parameter(
+        False,
+        'begin each chunk with what will have been executed by the time that it is there, see docs/timing.md',
+    )
+    blend: int = _parameter(
+        4,
+        'waypoints after those that are drawn towards the motion under way, less and less',
+        integer=(0, 64),
+    )
+    ensemble: float = _parameter(
+        -1.0,
+        'temporal ensembling: each chunk a mean of those that cover its time, the i-th of them weighing '
+        'exp(-ensemble i); -1: off',
+        floating=(-1.0, 100.0),
+    )
+    samples: int = _parameter(
+        1,
+        'chunks that are drawn of each observation; the one that continues the motion best is followed',
+        integer=(1, 64),
+    )
+    spread_slow_m: float = _parameter(
+        0.0,
+        'slow down in proportion where the samples lie further apart than this (m); 0: never',
+        floating=(0.0, 10.0),
+    )
+    spread_hold_m: float = _parameter(
+        0.0,
+        'come to rest where the samples lie further apart than this (m); 0: never',
+        floating=(0.0, 10.0),
+    )
+    spread_help_s: float = _parameter(
+        5.0,
+        'ask for help, in ~/status and as an error in /diagnostics, where that goes on for so long (s); 0: never',
+        floating=(0.0, 3600.0),
+    )
     guard: bool = _parameter(
         True,
         'check every chunk against the limits of the robot, slow it down or refuse it, see docs/safety.md',

@@ -19,7 +19,9 @@ from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
 from decoupled_policy_ros.runtime.cycles import FOLLOW, Cycle, Start, Ticks
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings
+from decoupled_policy_ros.runtime.joining import Joiner
 from decoupled_policy_ros.runtime.joint_motion import JointMotion
+from decoupled_policy_ros.runtime.motion import UnderWay
 from decoupled_policy_ros.runtime.states import IN_JOINTS, IN_POSES
 from decoupled_policy_ros.runtime.steering import Guarded
 
@@ -45,10 +47,11 @@ class Command:
 
 @dataclass(frozen=True, eq=False)
 class Skill:
-    """A task of the run, and what it saw."""
+    """A task of the run, what it saw, and how its chunks joined."""
 
     engine: Engine
     inputs: Inputs
+    joiner: Joiner
 
 
 class GivenJoints:
@@ -116,6 +119,7 @@ class Player:
         self._latch = GripperLatch(settings['gripper_hysteresis'])
         self._near: messages.Quaternion | None = None
         self._part, self._chunk_ns = 0, 0
+        self._forget()
         self.commands: list[Command] = []
 
     def start(self, decision: Start, part: int) -> None:
@@ -123,9 +127,16 @@ class Player:
         self._clock_ns = decision.now_ns
         self._steering.reset()
         self._part, self._chunk_ns = part, 0
+        self._forget()
         self._latch.reset()
         near = decision.run['quat_xyzw']
         self._near = None if near is None else tuple(near)
+
+    def _forget(self) -> None:
+        """There is neither a motion nor a task whose chunks the next one could go on from."""
+        # What was under way when a chunk was asked for: the chunk before, whatever has become of it since.
+        self._under_way: UnderWay | None = None
+        self._followed: Skill | None = None
 
     def cycle(self, decision: Cycle) -> None:
         """Compute a chunk and follow it.
@@ -139,14 +150,22 @@ class Player:
         if decision.instruction != engine.instruction:
             engine.instruct(decision.instruction)
         engine.reset(self._seed, decision.stamp_ns)
-        chunk = engine.chunk(engine(observation.frames).actions, decision.stamp_ns)
+        if skill is not self._followed:
+            skill.joiner.reset()
+            self._followed = skill
+        under_way = self._under_way if decision.joined else None
+        wish = skill.joiner.wish(decision.stamp_ns, decision.takeover_ns, under_way)
+        prediction = engine(observation.frames, wish.known, skill.joiner.settings.samples)
+        joined = skill.joiner.join(prediction.samples, wish)
         self._joints.give([None if stamp is None else inputs.joints(stamp) for stamp in decision.joints_ns])
         if self._begun is not None:
             self._begun.start_ns = decision.start_ns
-        plan = self._steering.plan(chunk, decision.now_ns)
+        plan = self._steering.plan(joined.chunk, decision.now_ns)
         self._chunk_ns = decision.stamp_ns
         if not self._steering.adopt(plan):
             raise InferenceError('its path begins before the last command, other than that of the run')
+        self._under_way = self._steering.under_way()
+        skill.joiner.followed(joined)
         self._say('trajectory', messages.trajectory_message(plan.chunk, self._robot))
 
     def ticks(self, decision: Ticks) -> None:

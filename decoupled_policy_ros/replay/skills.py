@@ -14,8 +14,10 @@ from decoupled_policy_ros.replay.inputs import Inputs
 from decoupled_policy_ros.replay.log import RecordedLog
 from decoupled_policy_ros.replay.player import Skill
 from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.runtime.assembly import join_settings
 from decoupled_policy_ros.runtime.cycles import Cycle
 from decoupled_policy_ros.runtime.engine import Engine
+from decoupled_policy_ros.runtime.joining import ChunkTiming, Joiner
 
 
 def load_skills(
@@ -52,7 +54,8 @@ def load_skills(
         inputs = Inputs(
             bag, robot, policy.contract, run['cameras'], run['topics']['joint_states'], its_cycles
         )
-        skills[sha256] = Skill(_engine(policy, run, seed, its_cycles[0].instruction), inputs)
+        joiner = Joiner(ChunkTiming.of(policy), join_settings(run['settings']))
+        skills[sha256] = Skill(_engine(policy, run, seed, its_cycles[0].instruction), inputs, joiner)
     return skills, others
 
 

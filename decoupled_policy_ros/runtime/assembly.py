@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime.direct import Direct
 from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings
+from decoupled_policy_ros.runtime.joining import JoinSettings
 from decoupled_policy_ros.runtime.joint_motion import JointMotion
 from decoupled_policy_ros.runtime.joint_steering import InJoints
-from decoupled_policy_ros.runtime.steering import Direct, Guarded, Joints, Steering
+from decoupled_policy_ros.runtime.selection import SpreadLimits
+from decoupled_policy_ros.runtime.steering import Guarded, Joints, Steering
 
 #: Share of the joints' acceleration that paths are planned with where joints are commanded. The rest is for what the
 #: joints do besides: they lean towards home, and were up to 1.32 times as fast as planned over three Lift episodes.
@@ -30,6 +33,21 @@ def default_guard(robot: RobotDescription, in_joints: bool) -> GuardSettings:
         return GuardSettings()
     planned = {'acceleration_rad_s2': (JOINT_SHARE * robot.limits.acceleration_rad_s2).tolist()}
     return GuardSettings(frozenset(), overrides=planned)
+
+
+def join_settings(settings: Mapping[str, Any]) -> JoinSettings:
+    """How chunks join, from the parameters of the node that say so.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+    return JoinSettings(
+        settings['inpaint'],
+        settings['blend'],
+        settings['ensemble'] if settings['ensemble'] >= 0.0 else None,
+        settings['samples'],
+        SpreadLimits(settings['spread_slow_m'], settings['spread_hold_m'], settings['spread_help_s']),
+    )
 
 
 def assembled_steering(
@@ -56,7 +74,7 @@ def assembled_steering(
         ConfigError: the guard's settings and the robot do not fit together.
     """
     if checks is None:
-        return Direct()
+        return Direct(GuardSettings().stopping(robot))
     assert joints is not None
     steering = guarded(Guard(robot, checks), Kinematics(robot), joints, lockstep)
     return steering if send is None else InJoints(steering, robot, joints, send, now_ns, lockstep)

@@ -55,6 +55,8 @@ class Chunk:
         rate_hz: waypoints per second.
         n_obs_steps: observation frames that it was predicted from.
         n_execute: waypoints to execute before the next chunk is due.
+        begins_ns: stamp from which on it is followed, in place of what is followed until then; its observation's by
+            default.
 
     Raises:
         ValueError: a waypoint's rotation is degenerate or not finite, or the horizon is too short for
@@ -68,6 +70,7 @@ class Chunk:
         rate_hz: float,
         n_obs_steps: int = 2,
         n_execute: int = 8,
+        begins_ns: int | None = None,
     ):
         actions = np.asarray(actions, float)
         if len(actions) < n_obs_steps - 1 + n_execute or n_execute < 1:
@@ -82,6 +85,7 @@ class Chunk:
         self.poses_base_ee, gripper = poses.pose_from_action(actions)
         self.gripper = np.clip(gripper, -1.0, 1.0)
         self.observation_stamp_ns = int(observation_stamp_ns)
+        self.begins_ns = self.observation_stamp_ns if begins_ns is None else begins_ns
         self.rate_hz = float(rate_hz)
         self.first = n_obs_steps - 1  # index of the observation's own stamp
         self.n_execute = n_execute
@@ -99,6 +103,14 @@ class Chunk:
         chunk = copy(self)
         chunk.poses_base_ee, chunk.gripper, chunk.stamps_ns = poses_base_ee, gripper, list(stamps_ns)
         return chunk
+
+    def slowed(self, factor: float) -> Chunk:
+        """This chunk so many times slower from where it begins to be followed, due as before."""
+        late_ns = [max(0, stamp - self.begins_ns) for stamp in self.stamps_ns]
+        stamps_ns = [
+            stamp + round((factor - 1.0) * late) for stamp, late in zip(self.stamps_ns, late_ns, strict=True)
+        ]
+        return self.retimed(self.poses_base_ee, self.gripper, stamps_ns)
 
     def ahead(self) -> range:
         """Indices of the waypoints that are not before the observation."""
@@ -128,14 +140,16 @@ class Chunk:
         return pose, float(self.gripper[index])
 
 
-def next_frames_ns(chunk: Chunk | None) -> int:
+def next_frames_ns(chunk: Chunk, request_ns: int) -> int:
     """Stamp from which on frames may be part of the observation after a chunk's, its oldest frame included.
 
-    Half a frame earlier for a camera that is out of step. Without a chunk any frame may.
+    Args:
+        chunk: the one that is followed.
+        request_ns: when the next one is requested; its observation may be a frame old by then, or, where that is when
+            the chunk is due, half a frame for a camera that is out of step.
     """
-    return (
-        0 if chunk is None else round(chunk.replan_stamp_ns - (chunk.first + 0.5) * NS_PER_S / chunk.rate_hz)
-    )
+    frames = chunk.first + (0.5 if request_ns == chunk.replan_stamp_ns else 1.0)
+    return round(request_ns - frames * NS_PER_S / chunk.rate_hz)
 
 
 class GripperLatch:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.observation.sampler import Observation
+from decoupled_policy_ros.runtime.joining import Wish
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds
     from decoupled_policy_ros.runtime.engine import Engine
@@ -58,6 +59,8 @@ class Cycle:
         samples_ns: stamps of the samples in it, by stream, oldest frame first.
         now_ns: when it was planned.
         start_ns: from when on it was followed; 0 if it was refused.
+        takeover_ns: from when on it was meant to be followed.
+        joined: whether it was to join the motion of the chunk before; otherwise it began from rest.
         joints_ns: stamps of the joint states that were looked at, in turn; None where there was none.
         refused: why it was not followed; empty if it was.
     """
@@ -69,6 +72,8 @@ class Cycle:
     samples_ns: dict[str, list[int]]
     now_ns: int
     start_ns: int
+    takeover_ns: int
+    joined: bool
     joints_ns: list[int | None]
     refused: str = ''
 
@@ -178,14 +183,15 @@ class CycleLog:
         self._joints_ns.clear()
         return now_ns
 
-    def adopted(self, engine: Engine, observation: Observation, start_ns: int) -> None:
-        """The chunk that was planned last is followed."""
-        self._add(self._cycle(engine, observation, start_ns, list(self._joints_ns)))
+    def adopted(self, engine: Engine, observation: Observation, start_ns: int, wish: Wish) -> None:
+        """The chunk that was planned last, as it was wished for, is followed."""
+        joints_ns = list(self._joints_ns)
+        self._add(self._cycle(engine, observation, joints_ns, start_ns, wish))
         self._flush()
 
     def refused(self, engine: Engine, observation: Observation, reason: str) -> None:
         """A chunk is not followed."""
-        self._add(self._cycle(engine, observation, 0, [], reason))
+        self._add(self._cycle(engine, observation, [], refused=reason))
 
     def ticked(self, stamp_ns: int, followed: bool) -> None:
         """A command has been given."""
@@ -202,8 +208,9 @@ class CycleLog:
         self,
         engine: Engine,
         observation: Observation,
-        start_ns: int,
         joints_ns: list[int | None],
+        start_ns: int = 0,
+        wish: Wish | None = None,
         refused: str = '',
     ) -> Cycle:
         return Cycle(
@@ -214,6 +221,8 @@ class CycleLog:
             {name: list(stamps_ns) for name, stamps_ns in observation.stamps_ns.items()},
             self._now_ns,
             start_ns,
+            0 if wish is None else wish.takeover_ns,
+            wish is not None and wish.under_way is not None,
             joints_ns,
             refused,
         )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.guard.guard import Guard
+from decoupled_policy_ros.runtime.motion import UnderWay
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Plan, Steering
 
 
@@ -50,6 +51,10 @@ class Dependent:
     def adopt(self, plan: Plan) -> bool:
         """Follow a plan."""
         return self._steering.adopt(plan)
+
+    def under_way(self) -> UnderWay | None:
+        """What the arm does if nothing new comes."""
+        return self._steering.under_way()
 
     def follow(self, now_ns: int) -> tuple[NDArray[np.float64], float]:
         """Pose (4, 4) and gripper value for a time."""

@@ -16,7 +16,6 @@ from decoupled_policy_ros.policy.device import usable_device
 from decoupled_policy_ros.policy.packed import packs_on, usable_precision
 from decoupled_policy_ros.policy.policy import Policy
 from decoupled_policy_ros.policy.sampling import Generators, Known, Sampler, standard_normal
-from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.features import FrameFeatures, Frames
 from decoupled_policy_ros.runtime.fused import FusedNetwork, Network, PlainNetwork
 from decoupled_policy_ros.runtime.prefix import Prefix
@@ -153,11 +152,6 @@ class Engine:
         """
         chunks, timings_ms = self._cycle([observation], self.generator, [known], samples)
         return Prediction(chunks[0], timings_ms)
-
-    def chunk(self, actions: NDArray[np.float64], stamp_ns: int) -> Chunk:
-        """Waypoints of actions (horizon, 10) that come of an observation with a stamp; see `Chunk` for ValueError."""
-        contract = self.policy.contract
-        return Chunk(actions, stamp_ns, contract.rate_hz, contract.n_obs_steps, self.policy.n_execute)
 
     def many(
         self,

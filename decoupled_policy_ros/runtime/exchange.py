@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.runtime.commanding import Commander
+from decoupled_policy_ros.runtime.planning import Planner
 from decoupled_policy_ros.runtime.ticks import Signal
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds
@@ -21,14 +23,12 @@ class Exchangeable:
     The motion under way goes on meanwhile, and after it until a chunk of the new task joins.
 
     Args:
-        engine: the policy, warmed up.
-        sampler: takes its observations out of the stream buffers.
-        explain: what went wrong lately on a stream, to be added to a refusal.
+        planner: predicts chunks.
+        commander: follows them.
     """
 
-    def __init__(self, engine: Engine, sampler: Sampler, explain: Callable[[str], str]):
-        self._engine, self._sampler, self._explain = engine, sampler, explain
-        self._rejected_frame_ns = 0
+    def __init__(self, planner: Planner, commander: Commander):
+        self._planner, self._commander = planner, commander
         self._lock = threading.RLock()
         self._observed = Signal(self._lock)  # wakes the worker
         self._threads: list[threading.Thread] = []
@@ -50,10 +50,15 @@ class Exchangeable:
     def follow_task(self, engine: Engine, sampler: Sampler, explain: Callable[[str], str]) -> None:
         """Take the next chunks from another engine, warmed up, and its observations by another sampler.
 
-        To be called by a change. Noise, statistics, gripper and motion go on.
+        To be called by a change. Noise, statistics, gripper and motion go on, and the next chunk joins the motion.
+
+        Args:
+            engine: the policy, warmed up.
+            sampler: takes its observations out of the stream buffers.
+            explain: what went wrong lately on a stream, to be added to a refusal.
         """
-        self._engine, self._sampler, self._explain = engine, sampler, explain
-        self._rejected_frame_ns = 0  # a frame that came to nothing may be good enough for the other
+        self._planner.follow_task(engine, sampler)
+        self._commander.follow_task(explain)
 
     def _make_changes(self) -> None:
         with self._lock:

@@ -19,7 +19,7 @@ from decoupled_policy_ros.runtime.chunks import NS_PER_S, Chunk
 from decoupled_policy_ros.runtime.guard.guard import missing_joints
 from decoupled_policy_ros.runtime.guard.verdict import Finding
 from decoupled_policy_ros.runtime.joint_motion import STOP_INTERVALS, JointMotion, JointPlanner, braking
-from decoupled_policy_ros.runtime.motion import Motion
+from decoupled_policy_ros.runtime.motion import Motion, UnderWay
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded, Joints, Plan
 from decoupled_policy_ros.runtime.stopping import Stop
 
@@ -99,6 +99,10 @@ class InJoints:
         else:
             self._publish(plan.joints)
         return True
+
+    def under_way(self) -> UnderWay | None:
+        """What the arm does if nothing new comes."""
+        return self._steering.under_way()
 
     def follow(self, now_ns: int) -> tuple[Array, float]:
         """Where the steering is at a time."""

@@ -4,9 +4,10 @@
                samples, infers, hands over the chunk
     streamer   at each tick of the node's clock: the current chunk at that time, or the last command, held
 
-The worker is never in a hurry and the streamer never waits for a network: while the next chunk is computed, the
-streamer goes on along the waypoints of the current one that lie past its executed part; once the observation for
-it is refused, the last command is held and the next chunk starts afresh, from the first valid observation.
+The worker requests a chunk so much before it is due as a cycle takes (`runtime.planning`), and the streamer never waits
+for a network: where the next chunk is late, it goes on along the waypoints of the current one that lie past its
+executed part; at the end of those, or once the observation for the next chunk is refused, the arm comes to rest and the
+next chunk starts afresh, from the first valid observation.
 
 With `lockstep` time itself waits: each clock value gets exactly one command, and where a chunk is due, that command
 comes from the new chunk. Nothing here knows ROS; the node gives it a clock and a place to publish.
@@ -19,19 +20,19 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from decoupled_policy_ros.errors import InferenceError, ObservationError
 from decoupled_policy_ros.observation.sampler import Observation, Sampler
-from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch, next_frames_ns
+from decoupled_policy_ros.runtime.chunks import NS_PER_S
+from decoupled_policy_ros.runtime.commanding import Commander
 from decoupled_policy_ros.runtime.cores import pin_thread
 from decoupled_policy_ros.runtime.cycles import CycleLog
+from decoupled_policy_ros.runtime.direct import Direct
 from decoupled_policy_ros.runtime.exchange import Exchangeable
-from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, HOLDING, WAITING, LoopSettings
-from decoupled_policy_ros.runtime.statistics import Statistics
-from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct, Steering
-from decoupled_policy_ros.runtime.stopping import come_to_rest
+from decoupled_policy_ros.runtime.joining import JoinSettings
+from decoupled_policy_ros.runtime.motion import UnderWay
+from decoupled_policy_ros.runtime.planning import Planner, Prediction
+from decoupled_policy_ros.runtime.states import DISABLED, FAILED, WAITING, LoopSettings
+from decoupled_policy_ros.runtime.steering import ChunkRejected, Steering
 from decoupled_policy_ros.runtime.ticks import IDLE_S, Ticks
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
@@ -55,6 +56,7 @@ class PolicyLoop(Exchangeable):
         on_failure: told of an exception that ended a thread; there are no commands any more then.
         steering: how a chunk is followed; as it was predicted by default.
         log: takes down what is decided.
+        join: how chunks join; by default each is followed as it was predicted.
     """
 
     def __init__(
@@ -68,39 +70,45 @@ class PolicyLoop(Exchangeable):
         on_failure: Callable[[Exception], None],
         steering: Steering | None = None,
         log: CycleLog | None = None,
+        join: JoinSettings | None = None,
     ):
-        super().__init__(engine, sampler, explain)
-        self._outputs, self._now_ns, self._settings = outputs, now_ns, settings
-        self._on_failure, self._steering, self._log = on_failure, steering or Direct(), log or CycleLog()
-        self.statistics = Statistics(settings.command_period_ns)
+        self._steering, self._log = steering or Direct(), log or CycleLog()
+        super().__init__(
+            Planner(engine, sampler, join or JoinSettings(), settings.seed, settings.lockstep),
+            Commander(self._steering, outputs, now_ns, settings, explain, self._log),
+        )
+        self._now_ns, self._settings, self._on_failure = now_ns, settings, on_failure
         self._ticks = Ticks(settings.control_rate_hz, settings.lockstep)
         self._ticked = threading.Condition(self._lock)  # wakes the streamer
         self._generation, self._running, self._enabled = 0, False, False
-        self._latch = GripperLatch(settings.gripper_hysteresis)
-        self.state, self.reason = DISABLED, ''
         self._forget()
+
+    @property
+    def state(self) -> str:
+        """What the policy is doing, see `runtime.states`."""
+        return self._commander.state
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+        return self._commander.reason
 
     def _forget(self) -> None:
         """Start afresh; whatever is being computed now will be thrown away."""
         self._generation += 1
-        self._chunk: Chunk | None = None
-        self._refusal: ObservationError | InferenceError | ValueError | None = None
-        self._refused_ns = self._rejected_frame_ns = 0
-        self._steering.reset()
+        self._commander.forget()
         self._log.started()
         self._ticks.restart()
         self._seen_ns = 0
-        self._latch.reset()
-        self.statistics.interrupt()
+        self._afresh = True
 
     # --- from the node's callbacks --------------------------------------------------------------
 
     def start(self, enabled: bool) -> None:
         """Start both threads."""
         with self._lock:
-            self.statistics = Statistics(self._settings.command_period_ns)
+            self._commander.begin()
         self._running = True
-        self.state = ''  # so that the state is said even if it is the one before deactivation
         self.enable(enabled)
         for target, name in ((self._work, 'policy_worker'), (self._stream, 'policy_streamer')):
             thread = threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
@@ -118,8 +126,7 @@ class PolicyLoop(Exchangeable):
         self._threads.clear()
         with self._lock:
             self._make_changes()
-            self.state, self.reason = DISABLED, 'inactive'  # not published: whoever stops it says so
-            self.statistics.state_begins()
+            self._commander.end('inactive')
 
     def enable(self, enabled: bool, state: str = DISABLED, reason: str = 'no commands') -> bool:
         """Let commands through, beginning with a fresh chunk; or none any more.
@@ -132,11 +139,11 @@ class PolicyLoop(Exchangeable):
                 return False
             if self._enabled and not enabled and state == DISABLED and not self._settings.lockstep:
                 self._enabled, self._generation = False, self._generation + 1  # no chunk that is on its way
-                hold, publish, wait = self._steering.hold, self._publish, self._ticked.wait
-                come_to_rest(self._now_ns, self._seen_ns, hold, publish, wait)
+                self._commander.come_to_rest(self._seen_ns, self._ticked.wait)
             self._enabled = enabled
             self._forget()
-            self._set_state(*((WAITING, 'no observation yet') if enabled else (state, reason)))
+            said = (WAITING, 'no observation yet') if enabled else (state, reason)
+            self._commander.set_state(*said)
             self._observed.notify_all()
             self._ticked.notify_all()
             return True
@@ -144,16 +151,16 @@ class PolicyLoop(Exchangeable):
     def restart(self) -> None:
         """Forget samples, chunk and last command, as after a jump of the clock."""
         with self._lock:
-            self._sampler.clear()  # what is stamped with the old time would bar what comes now
+            self._planner.clear()  # what is stamped with the old time would bar what comes now
             if self._enabled:
                 self.enable(True)
 
     def report(self) -> tuple[str, str, dict[str, str], dict[str, float]]:
         """State, its reason, all statistics as text, and the ages (s) of the last observation's streams."""
         with self._lock:
-            state, reason, snapshot = self.state, self.reason, self.statistics.snapshot()
-            steering = self._steering.values()
-        return state, reason, snapshot.values() | steering, snapshot.ages_s
+            state, reason, snapshot = self.state, self.reason, self._commander.statistics.snapshot()
+            steering, planner = self._steering.values(), self._planner.values()
+        return state, reason, snapshot.values() | planner | steering, snapshot.ages_s
 
     def notify_observed(self) -> None:
         """Say that a stream has a new sample."""
@@ -174,7 +181,7 @@ class PolicyLoop(Exchangeable):
                 self._running = self._enabled = False
                 self._observed.notify_all()
                 self._ticked.notify_all()
-                self._set_state(FAILED, f'{type(error).__name__}: {error}')
+                self._commander.set_state(FAILED, f'{type(error).__name__}: {error}')
             self._on_failure(error)
 
     # --- worker ---------------------------------------------------------------------------------
@@ -183,14 +190,12 @@ class PolicyLoop(Exchangeable):
         pin_thread(self._settings.cores)
         while True:
             seen = self._observed.count
-            worked = self._plan() or (
-                self._enabled and self._engine.ahead(self._sampler.newest(next_frames_ns(self._chunk)))
-            )
+            worked = self._plan() or (self._enabled and self._planner.encode_ahead(self._commander.chunk))
             with self._lock:
                 if not self._running:
                     return
                 if not worked:
-                    self._observed.wait_after(seen, IDLE_S)
+                    self._observed.wait_after(seen, self._idle_s())
                 self._make_changes()
 
     def _plan(self) -> bool:
@@ -198,50 +203,61 @@ class PolicyLoop(Exchangeable):
         with self._lock:
             if not self._enabled:
                 return False
-            generation, chunk, now_ns = self._generation, self._chunk, self._now_ns()
-        if now_ns == 0 or (chunk is not None and now_ns < chunk.replan_stamp_ns):
+            generation, chunk, now_ns = self._generation, self._commander.chunk, self._now_ns()
+        if now_ns == 0 or (chunk is not None and now_ns < self._planner.request_ns(chunk)):
             return False
-        start = time.perf_counter()
-        stamp_ns = self._sampler.latest_common_stamp_ns()
         try:
-            observation = self._sampler.sample(now_ns if stamp_ns is None else stamp_ns, now_ns)
+            observation, sample_ms = self._planner.observe(chunk, now_ns)
         except ObservationError as error:
             self._refuse(error, generation, now_ns)
             return False
-        if stamp_ns is None or (chunk is not None and stamp_ns < chunk.replan_stamp_ns):
+        if observation is None:
             self._await_frame(generation)
             return False
-        if stamp_ns <= self._rejected_frame_ns:
-            return False  # what came of this frame was rejected, and would come of it again
-        sampled = time.perf_counter()
+        if self._commander.rejected(observation.stamp_ns):
+            return False
         try:
-            self._engine.reset(self._settings.seed, stamp_ns)
-            prediction = self._engine(observation.frames)
-            new = self._engine.chunk(prediction.actions, stamp_ns)
-            timings_ms = {'sample': 1e3 * (sampled - start), **prediction.timings_ms}
-            return self._adopt(new, generation, timings_ms, observation)
+            under_way = self._begun(generation)
+            prediction = self._planner.predict(observation, sample_ms, under_way, now_ns)
+            return self._adopt(prediction, generation)
         except (InferenceError, ValueError) as error:
             self._reject(error, generation, observation, now_ns)
             return False
 
-    def _adopt(self, chunk: Chunk, generation: int, timings_ms: dict[str, float], seen: Observation) -> bool:
-        """Follow a chunk from now on; raises ChunkRejected where the steering refuses it."""
-        so_far_ms = timings_ms['sample'] + timings_ms['total']
+    def _idle_s(self) -> float:
+        """How long the worker may sleep unless it is woken: until the next chunk is to be requested, at most."""
+        chunk = self._commander.chunk
+        if chunk is None or self._settings.lockstep:
+            return IDLE_S
+        left_s = (self._planner.request_ns(chunk) - self._now_ns()) / NS_PER_S
+        return left_s if 0.0 < left_s < IDLE_S else IDLE_S
+
+    def _begun(self, generation: int) -> UnderWay | None:
+        """What is under way, after a fresh start nothing; the planner learns of a fresh start here, on its thread."""
+        with self._lock:
+            if self._afresh and generation == self._generation:
+                self._planner.reset()
+                self._afresh = False
+            return self._steering.under_way()
+
+    def _adopt(self, prediction: Prediction, generation: int) -> bool:
+        """Follow a chunk from when it takes over on; raises ChunkRejected where the steering refuses it."""
+        chunk, timings_ms = prediction.joined.chunk, dict(prediction.timings_ms)
         for _ in range(PLANS):
             start = time.perf_counter()
             plan = self._steering.plan(chunk, self._log.planning(self._now_ns()))
             guard_ms = 1e3 * (time.perf_counter() - start)
-            timings_ms |= {'guard': guard_ms, 'total': so_far_ms + guard_ms}
+            timings_ms |= {'guard': guard_ms, 'total': prediction.timings_ms['total'] + guard_ms}
             with self._lock:
                 if generation != self._generation or not self._running:
                     return True
-                if not self._steering.adopt(plan):
+                if not self._commander.adopt(chunk, plan):
                     continue
-                self._chunk, self._refusal = chunk, None
-                self.statistics.add_cycle(timings_ms, seen.ages_s)
-                self.statistics.add_chunk(plan.chunk, plan.begins_ns)
-                self._outputs.publish_chunk(plan.chunk)
-                self._log.adopted(self._engine, seen, plan.begins_ns)
+                self._planner.followed(prediction, self._now_ns())
+                self._commander.statistics.add_cycle(timings_ms, prediction.observation.ages_s)
+                self._log.adopted(
+                    self._planner.engine, prediction.observation, plan.begins_ns, prediction.wish
+                )
                 self._ticked.notify()
                 return True
         raise ChunkRejected(f'commands were ahead of the chunk {PLANS} times: planning takes too long')
@@ -250,24 +266,22 @@ class PolicyLoop(Exchangeable):
         self, error: InferenceError | ValueError, generation: int, seen: Observation, now_ns: int
     ) -> None:
         with self._lock:
-            self.statistics.add_rejection(str(error))
+            self._commander.statistics.add_rejection(str(error))
             if generation == self._generation:
-                self._log.refused(self._engine, seen, str(error))
-                self._refusal, self._refused_ns, self._rejected_frame_ns = error, now_ns, seen.stamp_ns
+                self._log.refused(self._planner.engine, seen, str(error))
+                self._commander.reject(error, seen.stamp_ns, now_ns)
                 self._ticked.notify()
 
     def _refuse(self, error: ObservationError, generation: int, now_ns: int) -> None:
         with self._lock:
             if generation == self._generation:
-                self._refusal, self._refused_ns = error, now_ns
-                self.statistics.refusals[error.stream] += 1
+                self._commander.refuse(error, now_ns)
                 self._ticked.notify()
 
     def _await_frame(self, generation: int) -> None:
-        """The streams are fine, only the frame that the next chunk starts from has still to come."""
         with self._lock:
             if generation == self._generation:
-                self._refusal = None
+                self._commander.await_frame()
 
     # --- streamer -------------------------------------------------------------------------------
 
@@ -279,72 +293,7 @@ class PolicyLoop(Exchangeable):
                     self.restart()  # a wall clock that was set back: nobody else would tell
                 self._seen_ns = now_ns
                 wait_s = self._ticks.until_s(now_ns)
-                if wait_s <= 0.0 and self._enabled and self._command(now_ns):
+                if wait_s <= 0.0 and self._enabled and self._commander.command(now_ns):
                     self._ticks.done(now_ns)
                     continue
                 self._ticked.wait(min(IDLE_S, wait_s) if wait_s > 0.0 else IDLE_S)
-
-    def _command(self, now_ns: int) -> bool:
-        """Command for this time; False if it has to be waited for."""
-        chunk = self._chunk
-        begun = chunk is not None and chunk.observation_stamp_ns <= now_ns
-        if chunk is not None and begun and now_ns < chunk.replan_stamp_ns:
-            return self._follow(now_ns)
-        if self._settings.lockstep:
-            if self._refusal is None or self._refused_ns < now_ns:
-                return False
-        elif chunk is not None and begun and now_ns <= chunk.end_stamp_ns and not self._refused_since(chunk):
-            self.statistics.bridged_ticks += 1
-            return self._follow(now_ns)
-        return self._hold(now_ns)
-
-    def _refused_since(self, chunk: Chunk) -> bool:
-        """Whether the chunk that should follow this one has been refused an observation."""
-        return self._refusal is not None and self._refused_ns >= chunk.replan_stamp_ns
-
-    def _follow(self, now_ns: int) -> bool:
-        pose, gripper = self._steering.follow(now_ns)
-        edge = self._latch.update(gripper)
-        if edge is not None:
-            self._outputs.publish_gripper(edge)  # before the pose: they belong together
-        self._publish(pose, now_ns, followed=True)
-        self._set_state(FOLLOWING, '')
-        return True
-
-    def _hold(self, now_ns: int) -> bool:
-        """Come to rest and stay there, and say why; before the first command there is nothing to hold."""
-        pose = self._steering.hold(now_ns)
-        if self._chunk is not None and now_ns > self._chunk.end_stamp_ns:
-            self.statistics.underruns += 1
-            self._chunk = None
-        if self._refusal is not None:
-            reason = self._reason(self._refusal)
-        else:
-            reason = 'no chunk yet' if pose is None else 'the next chunk is late'
-        if pose is None:
-            self._set_state(WAITING, reason)
-            return not self._settings.lockstep
-        if self._settings.lockstep or self._refusal is not None:
-            self._chunk = None  # what follows a hold starts afresh
-        if self.state != HOLDING:
-            self.statistics.holds += 1
-        self._set_state(HOLDING, reason)
-        self._publish(pose, now_ns)
-        return True
-
-    def _reason(self, refusal: ObservationError | InferenceError | ValueError) -> str:
-        explanation = self._explain(refusal.stream) if isinstance(refusal, ObservationError) else ''
-        return f'{refusal}; {explanation}' if explanation else str(refusal)
-
-    def _publish(self, pose: NDArray[np.float64], now_ns: int, followed: bool = False) -> None:
-        self._outputs.publish_command(pose, now_ns)
-        self._log.ticked(now_ns, followed)
-        self.statistics.add_command(now_ns, self._now_ns(), followed)
-
-    def _set_state(self, state: str, reason: str) -> None:
-        """Remember state and reason; a change of state is published at once, a new reason with the diagnostics."""
-        changed = state != self.state
-        self.state, self.reason = state, reason
-        if changed:
-            self.statistics.state_begins()
-            self._outputs.publish_state(state, reason)

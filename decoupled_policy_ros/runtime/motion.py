@@ -63,6 +63,34 @@ class Motion(Protocol):
         """Gripper value in [-1 open, +1 closed] at a time; None where the gripper is left as it is."""
 
 
+@dataclass(frozen=True, eq=False)
+class UnderWay:
+    """What the arm is told to do as things stand: a motion, and the one before it until that begins.
+
+    Attributes:
+        motion: the newest.
+        before: the one that it replaces; None where there was none.
+        end_ns: last stamp that anything is meant for; from there on the arm rests, only because nobody knows better.
+    """
+
+    motion: Motion
+    before: Motion | None
+    end_ns: int
+
+    def at(self, stamp_ns: int) -> Motion:
+        """The motion that a time belongs to."""
+        before = self.before
+        return before if before is not None and stamp_ns < self.motion.start_ns else self.motion
+
+    def state(self, stamp_ns: int) -> MotionState:
+        """Pose and velocity at a time."""
+        return self.at(stamp_ns).state(stamp_ns)
+
+    def gripper(self, stamp_ns: int) -> float | None:
+        """Gripper value at a time; None where the gripper is left as it is."""
+        return self.at(stamp_ns).gripper(stamp_ns)
+
+
 def rotation_steps(poses_base_ee: Array) -> Array:
     """Rotation vectors (n - 1, 3) from each pose (n, 4, 4) to the next, in the frame of either."""
     R = poses_base_ee[:, :3, :3]

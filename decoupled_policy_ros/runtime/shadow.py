@@ -17,7 +17,7 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.chunks import NS_PER_S, Chunk
 from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.verdict import Verdict
-from decoupled_policy_ros.runtime.motion import Motion, MotionState
+from decoupled_policy_ros.runtime.motion import Motion, MotionState, UnderWay
 from decoupled_policy_ros.runtime.steering import Guarded, Joints, Plan, Steering
 
 Array = NDArray[np.float64]
@@ -110,6 +110,10 @@ class Shadowing:
         if adopted and self._planned is not None and self._planned[0] is plan:
             self._predicted(self._planned[1])
         return adopted
+
+    def under_way(self) -> UnderWay | None:
+        """Nothing that a chunk could go on from: the arm does what somebody else wants."""
+        return None
 
     def follow(self, now_ns: int) -> tuple[Array, float]:
         """Pose (4, 4) and gripper value that the arm would be told for a time."""

@@ -15,6 +15,8 @@ DISABLED, WAITING, FOLLOWING, HOLDING, FAILED = 'disabled', 'waiting', 'followin
 GAVE_WAY = 'gave way'
 #: What the arm is told ('output') that means target poses, and that means joint trajectories.
 IN_POSES, IN_JOINTS = ('pose', 'both'), ('joint_trajectory', 'both')
+#: At rest for so long, for a reason that does not go by itself, that somebody should look.
+NEEDS_HELP = 'needs_help'
 
 
 class Outputs(Protocol):

@@ -1,8 +1,8 @@
 """From chunks to commands: which pose belongs to a time, with a guard or without one.
 
-Without one, a chunk is followed as it was predicted, from its observation's stamp on, and a hold repeats the last
-command. With one, every chunk first becomes a path that begins where and how fast the arm is told to move at that
-moment and keeps all limits; a hold brakes inside them.
+Without one, a chunk is followed as it was predicted, from when it begins on (`runtime.direct`). With one, every chunk
+first becomes a path that begins where and how fast the arm is told to move at that moment and keeps all limits. A hold
+brakes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.chunks import NS_PER_S, Chunk
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request, missing_joints
 from decoupled_policy_ros.runtime.guard.verdict import Finding, GuardStatistics, Outcome, Verdict
-from decoupled_policy_ros.runtime.motion import Motion, MotionState, Path
+from decoupled_policy_ros.runtime.motion import Motion, MotionState, Path, UnderWay
 from decoupled_policy_ros.runtime.stopping import Stop
 
 Array = NDArray[np.float64]
@@ -57,7 +57,7 @@ class Plan:
     @property
     def begins_ns(self) -> int:
         """First time for which a command comes from it."""
-        return self.chunk.observation_stamp_ns if self.path is None else self.path.start_ns
+        return self.chunk.begins_ns if self.path is None else self.path.start_ns
 
 
 class Steering(Protocol):
@@ -76,6 +76,9 @@ class Steering(Protocol):
 
     def adopt(self, plan: Plan) -> bool:
         """Follow a chunk as planned; False if the plan came too late, and another one is needed."""
+
+    def under_way(self) -> UnderWay | None:
+        """What the arm does if nothing new comes; None before the first chunk and once it has been held."""
 
     def follow(self, now_ns: int) -> tuple[Array, float]:
         """Pose (4, 4) and gripper value for a time."""
@@ -98,43 +101,6 @@ class Joints(Protocol):
 
     def why_not(self, now_ns: int) -> str:
         """Why nobody knows."""
-
-
-class Direct:
-    """Follows chunks as they were predicted."""
-
-    guard = None
-
-    def __init__(self) -> None:
-        self._chunk: Chunk | None = None
-        self._last: Array | None = None
-
-    def plan(self, chunk: Chunk, now_ns: int) -> Plan:
-        """The chunk as it is."""
-        return Plan(chunk)
-
-    def adopt(self, plan: Plan) -> bool:
-        """Follow this chunk."""
-        self._chunk = plan.chunk
-        return True
-
-    def follow(self, now_ns: int) -> tuple[Array, float]:
-        """The chunk at a time; raises ChunkExhausted outside of it."""
-        assert self._chunk is not None
-        self._last, gripper = self._chunk.sample(now_ns)
-        return self._last, gripper
-
-    def hold(self, now_ns: int) -> Array | None:
-        """The last command again."""
-        return self._last
-
-    def reset(self) -> None:
-        """Forget the chunk and the last command."""
-        self._chunk, self._last = None, None
-
-    def values(self) -> dict[str, str]:
-        """Nothing to report."""
-        return {}
 
 
 class Guarded:
@@ -190,6 +156,11 @@ class Guarded:
             return False
         self._before, self._motion = self._motion, path
         return True
+
+    def under_way(self) -> UnderWay | None:
+        """The path, and the one before it; None before the first one and from a hold on."""
+        motion, before = self._motion, self._before  # the streamer may change them meanwhile
+        return UnderWay(motion, before, motion.stamps_ns[-1]) if isinstance(motion, Path) else None
 
     def follow(self, now_ns: int) -> tuple[Array, float]:
         """Where the path is at a time; the one before it until it begins."""
@@ -251,9 +222,9 @@ class Guarded:
         return MotionState.at_rest(self._kinematics.forward(joints_rad))  # type: ignore[arg-type]
 
     def _start_ns(self, chunk: Chunk, now_ns: int) -> int:
-        """Where the path begins: soon, or, where time waits, one waypoint before the next command."""
+        """Where the path begins: where the chunk does, or soon; if time waits, a waypoint before the next command."""
         if not self._lockstep:
-            return now_ns + round(max(LEAD_S, 2 * self._longest_s) * NS_PER_S)
+            return max(chunk.begins_ns, now_ns + round(max(LEAD_S, 2 * self._longest_s) * NS_PER_S))
         last_ns = self._last_ns
         return now_ns - round(NS_PER_S / chunk.rate_hz) if last_ns is None else last_ns
 
@@ -261,4 +232,4 @@ class Guarded:
 def _at(stamp_ns: int, motion: Motion | None, before: Motion | None) -> Motion:
     """Which of two motions a time belongs to: the one before until the other begins."""
     assert motion is not None
-    return before if before is not None and stamp_ns < motion.start_ns else motion
+    return UnderWay(motion, before, stamp_ns).at(stamp_ns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from decoupled_policy_ros.policy.checkpoint import find_model, load_policy
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings
+from decoupled_policy_ros.runtime.joining import ChunkTiming, JoinSettings
 from decoupled_policy_ros.sim.environment import SimRobot
 from decoupled_policy_ros.sim.tasks import sim_task
-from decoupled_policy_ros.training.scenes import Arrays, EpisodeResult, Scene
+from decoupled_policy_ros.training.scenes import EpisodeResult, Question, Scene
 
 CHECKPOINTS = ('last', 'best')
 #: Episodes at a time of a policy that sees no pictures: the network denoises 8 chunks at once in less than five times
@@ -44,6 +45,7 @@ class Evaluation:
         instruction: what the policy is told; None for the simulated task's own where the policy has language, and
             for the policy's only one where it has not.
         guard: whether chunks go through the guard, with its defaults for the robot.
+        join: how chunks join, and how many are drawn of each observation.
     """
 
     policy: str
@@ -56,6 +58,7 @@ class Evaluation:
     sampler: str | None = None
     instruction: str | None = None
     guard: bool = False
+    join: JoinSettings = field(default_factory=JoinSettings)
 
 
 def checkpoint_folder(policy: str, checkpoint: str) -> Path:
@@ -168,9 +171,14 @@ class Rollout:
                     running.append(_Running(free.pop(), seed, self.max_steps, films.get(seed)))
                 going = [episode for episode in running if episode.result is None]
                 if going:
-                    chunks = self.engine.many([e.observation for e in going], [e.generator for e in going])
+                    chunks = self.engine.many(
+                        [e.question.observation for e in going],
+                        [e.generator for e in going],
+                        [e.question.known for e in going],
+                        self.spec.join.samples,
+                    )
                     for episode, samples in zip(going, chunks, strict=True):
-                        episode.go_on(samples[0])
+                        episode.go_on(samples)
                 for episode in running:
                     if episode.result is not None:
                         free.append(episode.scene)
@@ -193,13 +201,14 @@ class Rollout:
         cameras = {s.name: (s.shape[0], s.shape[1]) for s in self.contract.streams if s.kind == 'image'}
         sims = self.arms.get(count, self.task.name, self.robot, cameras, self.contract.rate_hz)
         guard = GuardSettings() if self.spec.guard else None
-        return [Scene(sim, self.contract, self.policy.n_execute, guard) for sim in sims]
+        timing = ChunkTiming.of(self.policy)
+        return [Scene(sim, self.contract, timing, guard, self.spec.join) for sim in sims]
 
 
 class _Running:
-    """An episode under way: what it observes where it waits for a chunk, in the end its result."""
+    """An episode under way: what it asks where it waits for a chunk, in the end its result."""
 
-    observation: Arrays
+    question: Question
     result: EpisodeResult | None = None
 
     def __init__(self, scene: Scene, seed: int, max_steps: int, film: Path | VideoWriter | None):
@@ -208,12 +217,12 @@ class _Running:
         self.moves = scene.episode(seed, max_steps, film)
         self._move(lambda: next(self.moves))
 
-    def go_on(self, actions: NDArray[np.float64]) -> None:
-        """Execute a chunk (horizon, 10)."""
-        self._move(lambda: self.moves.send(actions))
+    def go_on(self, samples: NDArray[np.float64]) -> None:
+        """Execute a chunk, one of samples (K, horizon, 10)."""
+        self._move(lambda: self.moves.send(samples))
 
-    def _move(self, move: Callable[[], Arrays]) -> None:
+    def _move(self, move: Callable[[], Question]) -> None:
         try:
-            self.observation = move()
+            self.question = move()
         except StopIteration as end:
             self.result = end.value

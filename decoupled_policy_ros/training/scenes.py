@@ -20,9 +20,12 @@ from decoupled_policy_ros.observation.streams import StreamBuffer
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.robot.poses import GRIPPER_CLOSED, GRIPPER_OPEN
 from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
+from decoupled_policy_ros.runtime.direct import Direct
 from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings
-from decoupled_policy_ros.runtime.steering import ChunkRejected, Direct, Guarded, Steering
+from decoupled_policy_ros.runtime.joining import ChunkTiming, Joiner, JoinSettings, Wish
+from decoupled_policy_ros.runtime.prefix import Prefix
+from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded, Steering
 from decoupled_policy_ros.sim.environment import SimRobot
 from decoupled_policy_ros.sim.reference import MAX_STEP_M
 
@@ -36,6 +39,19 @@ GREEN, RED = (60, 170, 80), (200, 60, 50)
 Arrays = dict[str, NDArray]
 
 
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What a policy is asked where a chunk is due.
+
+    Attributes:
+        observation: arrays (n_obs_steps, ...).
+        known: what the chunk shall begin with.
+    """
+
+    observation: Arrays
+    known: Prefix | None
+
+
 @dataclass(frozen=True)
 class EpisodeResult:
     """Outcome of the episode of one seed, the control steps that it took, and how coherent its chunks were.
@@ -45,7 +61,8 @@ class EpisodeResult:
         chunks: predicted.
         torn_chunks: how many of them have a step longer than TORN_STEP_M among what was executed of them.
         largest_step_m: longest such step of all.
-        rejected_chunks, slowed_chunks: what the guard did, where there was one; 0 without.
+        rejected_chunks: refused by the guard, or because samples lay too far apart.
+        slowed_chunks: made slower by the guard, or because samples lay apart.
     """
 
     seed: int
@@ -70,8 +87,9 @@ class Scene:
     Args:
         sim: the arm; it may serve other scenes, one after the other.
         contract: what to observe.
-        n_execute: waypoints of a chunk that are executed.
+        timing: of the policy's chunks.
         guard: settings of the guard that chunks go through; None for none.
+        join: how chunks join; by default each is followed as it is predicted.
 
     Raises:
         ConfigError: the simulator does not measure one of the streams, or measures another number of values.
@@ -81,10 +99,12 @@ class Scene:
         self,
         sim: SimRobot,
         contract: ObservationContract,
-        n_execute: int,
+        timing: ChunkTiming,
         guard: GuardSettings | None = None,
+        join: JoinSettings | None = None,
     ):
-        self.sim, self.contract, self.n_execute = sim, contract, n_execute
+        self.sim, self.contract, self.n_execute = sim, contract, timing.n_execute
+        self.joiner = Joiner(timing, join or JoinSettings())
         kinematics = Kinematics(sim.robot)
         self.proprioception = Proprioception(sim.robot, kinematics)
         self.steering: Steering = Direct()
@@ -105,11 +125,10 @@ class Scene:
 
     def episode(
         self, seed: int, max_steps: int, film: Path | VideoWriter | None = None
-    ) -> Generator[Arrays, NDArray[np.float64], EpisodeResult]:
+    ) -> Generator[Question, NDArray[np.float64], EpisodeResult]:
         """One episode, until success, a failure that nothing can mend, or the last step.
 
-        Yields the observation (arrays (n_obs_steps, ...)) wherever a chunk is due, and takes its actions
-        (horizon, 10).
+        Yields a question wherever a chunk is due, and takes the samples (K, horizon, 10) that are the answer.
 
         Args:
             seed: of the scene.
@@ -129,9 +148,11 @@ class Scene:
                     self._observe()
                 if chunk is None or self.sim.stamp_ns >= chunk.replan_stamp_ns:
                     observation = self.sampler.sample(self.sim.stamp_ns)
-                    actions = yield observation.arrays
-                    steps_m.append(largest_step_m(actions[self._executed]))
-                    chunk, time_scale = self._steered(actions, observation.stamp_ns)
+                    under_way = self.steering.under_way()
+                    wish = self.joiner.wish(observation.stamp_ns, self.sim.stamp_ns, under_way)
+                    samples = yield Question(observation.arrays, wish.known)
+                    chunk, time_scale, step_m = self._steered(samples, wish)
+                    steps_m.append(step_m)
                     rejected += chunk is None
                     slowed += time_scale > 1.0
                 pose, gripper = self._command(chunk)
@@ -160,6 +181,7 @@ class Scene:
     def _start(self, seed: int) -> None:
         self.sim.reset(seed)
         self.steering.reset()
+        self.joiner.reset()
         for buffer in self.buffers.values():
             buffer.clear()
         # History is observed, never made up: the arm holds still until there is enough of it.
@@ -168,16 +190,20 @@ class Scene:
             self._observe()
             self.sim.step(home, GRIPPER_OPEN)
 
-    def _steered(self, actions: NDArray[np.float64], stamp_ns: int) -> tuple[Chunk | None, float]:
-        """The chunk that is followed from now on, None if the guard rejects it, and how much it slows it down."""
-        contract = self.contract
-        chunk = Chunk(actions, stamp_ns, contract.rate_hz, contract.n_obs_steps, self.n_execute)
+    def _steered(self, samples: NDArray[np.float64], wish: Wish) -> tuple[Chunk | None, float, float]:
+        """The chunk that is followed from now on, None if there is none, by how much it is slower than it was
+        predicted, and the largest step (m) of what is executed of it.
+        """
+        step_m = largest_step_m(samples[0, self._executed])
         try:
-            plan = self.steering.plan(chunk, self.sim.stamp_ns)
+            joined = self.joiner.join(samples, wish)
+            plan = self.steering.plan(joined.chunk, self.sim.stamp_ns)
         except ChunkRejected:
-            return None, 1.0
+            return None, 1.0, step_m
         self.steering.adopt(plan)
-        return chunk, plan.time_scale
+        self.joiner.followed(joined)
+        step_m = largest_step_m(joined.chunk.poses_base_ee[self._executed, :3, 3])
+        return joined.chunk, plan.time_scale * joined.slowed, step_m
 
     def _command(self, chunk: Chunk | None) -> tuple[NDArray[np.float64], float]:
         """Pose (4, 4) and gripper value of now; without a chunk the arm comes to rest, and the gripper stays."""

@@ -6,6 +6,7 @@ deactivate stops before it returns; cleanup forgets the policy, so that another 
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
@@ -50,6 +51,9 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there bef
     from decoupled_policy_ros.policy.policy import Policy
     from decoupled_policy_ros.runtime.engine import Engine
 
+#: How long one thread's Python may keep another's waiting (s). At Python's own 5 ms commands come late by several times
+#: that while a task is being loaded.
+SWITCH_S = 0.001
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 ERROR = TransitionCallbackReturn.ERROR
 
@@ -340,6 +344,7 @@ class PolicyNode(LifecycleNode):
 
 def main() -> int:
     """Console entry point."""
+    sys.setswitchinterval(SWITCH_S)
     return spin_main(PolicyNode)
 
 

@@ -38,14 +38,14 @@ from decoupled_policy_ros.nodes.cycle_output import CycleOutput
 from decoupled_policy_ros.nodes.other_commanders import OtherCommanders
 from decoupled_policy_ros.nodes.policy_inputs import Inputs
 from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs, status_message
-from decoupled_policy_ros.nodes.policy_settings import PolicySettings, policy_steering
+from decoupled_policy_ros.nodes.policy_settings import PolicySettings, loop_settings, policy_steering
 from decoupled_policy_ros.nodes.policy_tasks import PolicyTasks
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.runtime.assembly import join_settings
 from decoupled_policy_ros.runtime.cores import read_cores
 from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.loop import PolicyLoop
-from decoupled_policy_ros.runtime.states import GAVE_WAY, HOLDING, WAITING, LoopSettings
+from decoupled_policy_ros.runtime.states import GAVE_WAY, HOLDING, WAITING
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
     from decoupled_policy_ros.policy.policy import Policy
@@ -139,13 +139,7 @@ class PolicyNode(LifecycleNode):
             Sampler(policy.contract, inputs.buffers),
             self.outputs,
             self._now_ns,
-            LoopSettings(
-                settings.lockstep,
-                settings.control_rate_hz,
-                settings.gripper_hysteresis,
-                settings.seed,
-                cores,
-            ),
+            loop_settings(settings, cores),
             inputs.explain,
             self._on_failure,
             steering,

@@ -17,7 +17,7 @@ from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.dependent import Dependent
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings, read_guard_settings
 from decoupled_policy_ros.runtime.shadow import FromArm, Shadowing
-from decoupled_policy_ros.runtime.states import IN_JOINTS
+from decoupled_policy_ros.runtime.states import IN_JOINTS, LoopSettings
 from decoupled_policy_ros.runtime.steering import Guarded, Steering
 
 if TYPE_CHECKING:
@@ -158,6 +158,13 @@ class PolicySettings:
         floating=(0.0, 60.0),
     )
     autostart: bool = parameter(False, 'configure and activate without being asked')
+
+
+def loop_settings(settings: PolicySettings, cores: frozenset[int]) -> LoopSettings:
+    """How commands are streamed; `cores` are those of the loop's threads."""
+    return LoopSettings(
+        settings.lockstep, settings.control_rate_hz, settings.gripper_hysteresis, settings.seed, cores
+    )
 
 
 def policy_steering(

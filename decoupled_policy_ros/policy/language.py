@@ -20,6 +20,8 @@ from decoupled_policy_ros.resources import resolve_uri, share_dir
 #: Key of the embedding among the streams of an observation.
 INSTRUCTION = 'instruction'
 MAX_CHARACTERS = 1000
+#: Embeddings that a sentence model remembers: nobody makes a node grow by telling it something else each time.
+MAX_REMEMBERED = 10_000
 #: Largest difference between an embedding in a task file and the same text embedded anew, relative to its length:
 #: far above what the rounding of another processor makes, far below what another pooling or tokenizer makes.
 SAME_EMBEDDING = 1e-2
@@ -78,6 +80,8 @@ class SentenceModel:
         if text not in self._embeddings:
             # Alone: beside others it would be padded, and differ in its last digits.
             embedding = self._model.encode([text], convert_to_tensor=True, show_progress_bar=False)
+            while len(self._embeddings) >= MAX_REMEMBERED:  # the oldest one goes
+                del self._embeddings[next(iter(self._embeddings))]
             self._embeddings[text] = embedding[0].float().cpu().clone()
         return self._embeddings[text]
 

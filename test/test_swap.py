@@ -1,0 +1,146 @@
+"""Changes of a running loop, with real engines and threads and a clock that the test sets; what prepares them."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from test_policy_loop import PERIOD_NS, Stage, stage, wait_for  # noqa: F401 (stage is a fixture)
+
+from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.observation.streams import StreamBuffer
+from decoupled_policy_ros.policy import Policy, Task, load_task
+from decoupled_policy_ros.runtime.background import Background, Job
+from decoupled_policy_ros.runtime.chunks import Chunk
+from decoupled_policy_ros.runtime.engine import Engine
+from decoupled_policy_ros.runtime.states import FOLLOWING
+from decoupled_policy_ros.runtime.swap import Dropped, SwapTimes, change_instruction, swap_task
+
+
+class Done:
+    """Takes down what has become followed."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Engine, SwapTimes]] = []
+
+    def __call__(self, engine: Engine, times: SwapTimes) -> None:
+        self.heard.append((engine, times))
+
+
+def other_engine(policy: Policy, folders) -> Engine:
+    """Another task on the same backbone."""
+    torch.manual_seed(1)
+    task = load_task(folders[1], policy.backbone)
+    fresh = Task(policy.contract, policy.backbone, {'base_channels': 16, 'keypoints': 8}, 'other', 'go on')
+    task.load_state_dict(fresh.state_dict())
+    return Engine(Policy(policy.backbone, task, policy.robot), 2)
+
+
+def swapped(
+    stage: Stage, engine: Engine, done: Done, job: Job | None = None, timeout_s: float = 30.0
+) -> None:
+    sampler = Sampler(engine.policy.contract, stage.buffers)
+    job = job or Job(lambda job: None)
+    swap_task(
+        job, stage.loop, lambda: engine, sampler, lambda name: '', lambda: stage.now_ns, timeout_s, done
+    )
+
+
+def test_a_chunk_of_the_other_task_follows_when_it_would_have_been_due(
+    stage,  # noqa: F811
+    small_policy,
+    small_policy_folders,
+):
+    stage.loop.start(enabled=True)
+    stage.begin()
+    engine, done = other_engine(small_policy, small_policy_folders), Done()
+    assert engine.backbone is small_policy.backbone  # it is not loaded again
+    swapped(stage, engine, done)
+    wait_for(lambda: done.heard)
+    assert done.heard[0][0] is engine
+    assert 0.0 <= done.heard[0][1].swap_ms < 5.0
+    (first,) = stage.outputs.chunks
+    while len(stage.outputs.chunks) == 1:
+        stamp_ns = stage.tick()
+        pose = stage.command(stamp_ns)
+        if len(stage.outputs.chunks) == 1:  # until then it goes on along the one under way
+            np.testing.assert_allclose(pose, first.sample(stamp_ns)[0], atol=1e-12)
+    second = stage.outputs.chunks[1]
+    assert second.observation_stamp_ns <= first.replan_stamp_ns + PERIOD_NS
+    frames = {
+        s.name: [np.zeros(s.shape, np.uint8 if s.kind == 'image' else np.float32)] * 2 for s in stage.specs
+    }
+    engine.reset(0, second.observation_stamp_ns)
+    expected = Chunk(engine(frames).actions, second.observation_stamp_ns, 20.0)
+    shared = len(second) - 1
+    np.testing.assert_allclose(second.poses_base_ee[shared], expected.poses_base_ee[shared], atol=1e-9)
+    assert stage.loop.report()[0] == FOLLOWING
+    assert stage.loop.report()[2]['cycles_missed'] == stage.loop.report()[2]['holds'] == '0'
+
+
+def test_a_task_that_sees_nothing_is_not_followed(stage, small_policy, small_policy_folders):  # noqa: F811
+    stage.loop.start(enabled=True)
+    stage.begin()
+    engine, done = other_engine(small_policy, small_policy_folders), Done()
+    blind = Sampler(engine.policy.contract, {**stage.buffers, 'wrist': StreamBuffer(4)})
+    arguments = (stage.loop, lambda: engine, blind, lambda name: '', lambda: stage.now_ns, 0.1, done)
+    with pytest.raises(ConfigError, match=r"within 0\.1 s: stream 'wrist': nothing has arrived"):
+        swap_task(Job(lambda job: None), *arguments)
+    stage.loop.stop()
+    swap_task(Job(lambda job: None), *arguments)  # a loop that stands still needs no observation
+    assert done.heard[0][0] is engine
+
+
+def test_what_nobody_wants_any_more_is_not_followed(stage, small_policy, small_policy_folders):  # noqa: F811
+    engine, done, job = other_engine(small_policy, small_policy_folders), Done(), Job(lambda job: None)
+    job.drop()
+    with pytest.raises(Dropped):
+        swapped(stage, engine, done, job)
+    with pytest.raises(Dropped):
+        change_instruction(job, stage.loop, engine, '', done)
+    assert not done.heard
+
+
+def test_changes_are_made_when_the_loop_stops(stage):  # noqa: F811
+    stage.loop.start(enabled=False)
+    made = []
+    with stage.loop._lock:  # the worker can't come to it
+        stage.loop.between_cycles(lambda: made.append('first'))
+        stage.loop.between_cycles(lambda: made.append('second'))
+        assert not made
+    stage.loop.stop()
+    assert made == ['first', 'second']
+    stage.loop.between_cycles(lambda: made.append('third'))
+    assert made[-1] == 'third'
+
+
+def test_the_newest_job_takes_the_place_of_those_before_it():
+    background, begun, release, done = Background('jobs'), threading.Event(), threading.Event(), []
+
+    def first(job: Job) -> None:
+        begun.set()
+        release.wait(30)
+        done.append(('first', job.dropped))
+
+    background.submit(first)
+    assert begun.wait(30)
+    background.submit(lambda job: done.append(('second', job.dropped)))
+    background.submit(lambda job: done.append(('third', job.dropped)))
+    release.set()
+    wait_for(lambda: len(done) == 2)
+    assert done == [('first', True), ('third', False)]
+    assert len([t for t in threading.enumerate() if t.name == 'jobs']) == 1
+    background.close(30)
+    assert not [t for t in threading.enumerate() if t.name == 'jobs']
+
+
+def test_a_job_that_waits_ends_with_the_background():
+    background, waited = Background('jobs'), []
+    background.submit(lambda job: waited.append(job.wait(30)))
+    began_s = time.monotonic()
+    time.sleep(0.05)
+    background.close(30)
+    assert time.monotonic() - began_s < 10
+    assert waited == [True]

@@ -2,11 +2,12 @@
 
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from test_policy_loop import PERIOD_NS, Stage, stage, wait_for  # noqa: F401 (stage is a fixture)
+from test_policy_loop import PERIOD_NS, Stage, wait_for
 
 from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.observation.sampler import Sampler
@@ -29,6 +30,14 @@ class Done:
         self.heard.append((engine, times))
 
 
+@pytest.fixture
+def stage(small_policy) -> Iterator[Stage]:
+    stage = Stage(small_policy)
+    yield stage
+    stage.loop.stop()
+    assert stage.failures == []
+
+
 def other_engine(policy: Policy, folders) -> Engine:
     """Another task on the same backbone."""
     torch.manual_seed(1)
@@ -49,7 +58,7 @@ def swapped(
 
 
 def test_a_chunk_of_the_other_task_follows_when_it_would_have_been_due(
-    stage,  # noqa: F811
+    stage,
     small_policy,
     small_policy_folders,
 ):
@@ -80,7 +89,7 @@ def test_a_chunk_of_the_other_task_follows_when_it_would_have_been_due(
     assert stage.loop.report()[2]['cycles_missed'] == stage.loop.report()[2]['holds'] == '0'
 
 
-def test_a_task_that_sees_nothing_is_not_followed(stage, small_policy, small_policy_folders):  # noqa: F811
+def test_a_task_that_sees_nothing_is_not_followed(stage, small_policy, small_policy_folders):
     stage.loop.start(enabled=True)
     stage.begin()
     engine, done = other_engine(small_policy, small_policy_folders), Done()
@@ -93,7 +102,7 @@ def test_a_task_that_sees_nothing_is_not_followed(stage, small_policy, small_pol
     assert done.heard[0][0] is engine
 
 
-def test_what_nobody_wants_any_more_is_not_followed(stage, small_policy, small_policy_folders):  # noqa: F811
+def test_what_nobody_wants_any_more_is_not_followed(stage, small_policy, small_policy_folders):
     engine, done, job = other_engine(small_policy, small_policy_folders), Done(), Job(lambda job: None)
     job.drop()
     with pytest.raises(Dropped):
@@ -103,7 +112,7 @@ def test_what_nobody_wants_any_more_is_not_followed(stage, small_policy, small_p
     assert not done.heard
 
 
-def test_changes_are_made_when_the_loop_stops(stage):  # noqa: F811
+def test_changes_are_made_when_the_loop_stops(stage):
     stage.loop.start(enabled=False)
     made = []
     with stage.loop._lock:  # the worker can't come to it

@@ -77,6 +77,7 @@ def spread(values_ms: NDArray[np.float64]) -> dict[str, float]:
 
 def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
     """Everything as numbers."""
+    measured = commit()
     listener, arm, cameras = Listener(), LiveRobot(ARM), LiveRobot(CAMERAS)
     parameters = {
         'task': arguments.task, 'autostart': True, 'control_rate_hz': RATE_HZ, 'threads': arguments.threads,
@@ -112,7 +113,7 @@ def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
     minutes = [s['t_s'] / 60.0 for s in samples]
     resident = [s['rss_mb'] for s in samples]
     return {
-        'commit': commit(), 'minutes': arguments.minutes, 'task': arguments.task, 'threads': arguments.threads,
+        'commit': measured, 'minutes': arguments.minutes, 'task': arguments.task, 'threads': arguments.threads,
         'cores': len(os.sched_getaffinity(0)), 'load_average': statistics.mean(load),
         'observation_to_command_ms': {
             name: float(values[f'observation_to_command_{name}_ms']) for name in ('p50', 'p99', 'max')

@@ -74,7 +74,7 @@ class Soak:
 
     def __init__(self, arguments: Arguments, folder: Path):
         self.random, self.folder = random.Random(arguments.seed), folder
-        self.started_s = time.monotonic()
+        self.started_s, self.commit = time.monotonic(), commit()
         models = folder / 'models'
         self.tasks = [save_told_policy(models, circle(), 'told', size=FULL)]
         self.tasks.append(save_untrained_task(models / 'tasks' / 'other', models / 'backbones' / 'told'))
@@ -283,7 +283,7 @@ def report_of(soak: Soak, arguments: Arguments) -> dict[str, Any]:
     recovered = [seconds for times in soak.recoveries.values() for seconds in times]
     sixth = max(1, len(samples) // 6)
     report: dict[str, Any] = {
-        'commit': commit(), 'minutes': soak.now_s() / 60.0, 'seed': arguments.seed,
+        'commit': soak.commit, 'minutes': soak.now_s() / 60.0, 'seed': arguments.seed,
         'commands': WATCHED.watch.counts()[0], 'breaches': len(soak.breaches), 'first_breaches': soak.breaches[:20],
         'largest': WATCHED.watch.largest(),
         'faults': {name: len(times) for name, times in sorted(soak.recoveries.items())},

@@ -79,6 +79,11 @@ class Cell(PolicyPeer):
         with self._condition:
             return {pair.key: pair.value for pair in matching()[-1].values}
 
+    def has_said(self, state: str) -> None:
+        """Wait until one of the statuses since `forget` begins with a state."""
+        topic = 'policy_node/status'
+        self.wait_for(lambda: any(m.message.startswith(state) for m in self._received[topic]), state)
+
     def says(self, node: str, text: str) -> None:
         """Wait until the newest status of another node, which is recorded, contains a text."""
         topic = f'{node}/status'

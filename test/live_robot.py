@@ -114,6 +114,7 @@ class Body:
             self.open(stream)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timers = []
+        self._clock = None
         if clock_hz:
             self._clock = node.create_publisher(ClockMessage, '/clock', STATE)
             self._timers.append(node.create_timer(1.0 / clock_hz, self._tick, clock=steady))
@@ -141,7 +142,9 @@ class Body:
 
     def now_ns(self) -> int:
         """Time of this robot's clock, which is its own where it publishes one."""
-        return self._clock_ns or int(self.node.get_clock().now().nanoseconds)
+        if self._clock is not None:
+            return self._clock_ns
+        return int(self.node.get_clock().now().nanoseconds)
 
     def _tick(self) -> None:
         if self.faults.clock_stands:

@@ -57,6 +57,12 @@ def test_a_stream_that_is_late(cell, stream):
 
 
 @pytest.mark.parametrize('stream', STREAMS)
+def test_a_stream_from_the_future(cell, stream):
+    """What is stamped far ahead is left out: in the buffer it would bar all that come after it."""
+    cell.stops_and_goes_on('s in the future, limit 0.2 s', late_s={stream: -3600.0})
+
+
+@pytest.mark.parametrize('stream', STREAMS)
 def test_a_stream_that_is_slow(cell, stream):
     """Slower than its limit of age: between two messages the arm stops again and again."""
     cell.is_moving()

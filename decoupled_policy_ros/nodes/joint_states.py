@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,22 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import JointState
 
 from decoupled_policy_ros.errors import MessageError
+from decoupled_policy_ros.nodes.common import time_ns
 from decoupled_policy_ros.observation.messages import joint_positions_from_message, stamp_ns
 from decoupled_policy_ros.observation.streams import StreamBuffer
 from decoupled_policy_ros.robot.description import RobotDescription
+
+
+def refuse_the_future(node: Node, message: Any, limit_s: float) -> None:
+    """Refuse a message that is stamped far ahead of the node's clock: in a buffer it would bar all that come after it.
+
+    Raises:
+        MessageError: the stamp is more than `limit_s` ahead.
+    """
+    now_ns = node.get_clock().now().nanoseconds
+    ahead_s = (time_ns(message.header.stamp) - now_ns) * 1e-9
+    if now_ns > 0 and ahead_s > limit_s:
+        raise MessageError(f'header stamp is {ahead_s:.3f} s in the future, limit {limit_s:g} s')
 
 
 class JointStates:
@@ -33,9 +47,16 @@ class JointStates:
     def subscribe(self, node: Node, qos: QoSProfile) -> None:
         """Listen to the robot's joint states, where nobody else hands them over."""
         self.close()
-        subscription = node.create_subscription(
-            JointState, self._robot.topics['joint_states'], self.take, qos
-        )
+
+        def take(message: JointState) -> None:
+            try:
+                refuse_the_future(node, message, self._max_age_ns * 1e-9)
+            except MessageError as error:
+                self._refusal = str(error)
+            else:
+                self.take(message)
+
+        subscription = node.create_subscription(JointState, self._robot.topics['joint_states'], take, qos)
         self._close = lambda: node.destroy_subscription(subscription)
 
     def close(self) -> None:

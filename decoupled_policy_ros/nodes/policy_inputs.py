@@ -16,7 +16,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from decoupled_policy_ros.errors import MessageError
-from decoupled_policy_ros.nodes.joint_states import JointStates
+from decoupled_policy_ros.nodes.joint_states import JointStates, refuse_the_future
 from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.observation.sources import (
     COMPRESSED_IMAGE_TYPE,
@@ -193,9 +193,10 @@ class Inputs:
 
     def _take(self, stream: Stream, message: Any) -> None:
         stream.arrivals.append(time.monotonic())
-        if self._joints is not None and self._is_joints(stream):
-            self._joints.take(message)
         try:
+            refuse_the_future(self._node, message, stream.source.spec.max_age_s)
+            if self._joints is not None and self._is_joints(stream):
+                self._joints.take(message)
             taken = stream.source.take(message)
         except MessageError as error:
             stream.refused += 1

@@ -99,7 +99,7 @@ def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
             load.append(os.getloadavg()[0])
             assert WATCHED.watch is not None
             breaches += WATCHED.watch.breaches()
-        listener.diagnostics('policy')
+        time.sleep(1.5)  # the last diagnostics
         values = listener.values()
         published_ns = np.array(listener.published_ns[first:])
         travelled_ms = (np.array(listener.received_ns[first:]) - published_ns) * 1e-6

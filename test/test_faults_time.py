@@ -1,12 +1,15 @@
 """Faults of time: a clock that jumps forward or back, stands still, or never begins; inference slower than a chunk."""
 
+import random
+import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from fault_cell import Cell, running_policy
+from fault_cell import Cell, policy_parameters, running_policy
 from live_robot import Faults
-from ros_harness import NodeProcess
+from ros_harness import NodeProcess, node_process
 
 pytestmark = pytest.mark.process
 
@@ -53,6 +56,24 @@ def test_the_clock_jumps_back(node, cell):
     cell.body.faults = Faults()
     cell.wait_for(lambda: 'the clock went back by' in node.output()[length:], 'the warning')
     cell.is_moving()
+
+
+def test_the_node_is_stalled(tmp_path):
+    """Stopped again and again for up to 0.15 s, as by a machine that has too much to do: late, but never a jump."""
+    cell, chance = Cell('stalled'), random.Random(1)
+    try:
+        with node_process('policy_node', tmp_path / 'log', policy_parameters(tmp_path), 'stalled') as node:
+            cell.is_moving()
+            for _ in range(40):
+                time.sleep(chance.uniform(0.02, 0.2))
+                node.process.send_signal(signal.SIGSTOP)
+                time.sleep(chance.uniform(0.005, 0.15))
+                node.process.send_signal(signal.SIGCONT)
+            cell.is_moving()
+            assert float(cell.diagnostics('policy')['command_jitter_max_ms']) > 20.0
+            assert 'Traceback' not in node.output()
+    finally:
+        cell.close()
 
 
 def test_the_clock_stands_still(node, cell):

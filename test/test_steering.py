@@ -192,6 +192,21 @@ def test_a_plan_from_a_motion_that_has_ended_meanwhile_is_made_anew():
     assert steering.adopt(planned) is False
 
 
+def test_until_a_chunk_begins_what_it_replaces_goes_on_though_a_third_is_there_already():
+    """Chunks asked for ahead begin later than now, and the next one may come before the last has begun."""
+    arm = Arm()
+    steering = guarded(arm)
+    checker = LimitsChecker.of(ROBOT.limits)
+    for number in range(12):
+        now_ns = BEGIN_NS + number * TICK_NS
+        if number in (0, 2, 4):
+            asked = straight(now_ns)
+            asked.begins_ns = now_ns + number * 40_000_000
+            assert steering.adopt(steering.plan(asked, now_ns))
+        checker.add(now_ns, steering.follow(now_ns)[0])
+    checker.require_none()
+
+
 def test_in_lockstep_a_chunk_within_its_limits_is_followed_waypoint_by_waypoint():
     steering = guarded(Arm(), lockstep=True)
     wanted = straight(BEGIN_NS, speed_m_s=0.02)

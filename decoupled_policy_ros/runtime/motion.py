@@ -54,7 +54,9 @@ class MotionState:
 class Motion(Protocol):
     """What is commanded from a stamp on, for ever."""
 
-    start_ns: int
+    @property
+    def start_ns(self) -> int:
+        """Stamp of the beginning."""
 
     def state(self, stamp_ns: int) -> MotionState:
         """Pose and velocity at a time."""
@@ -76,6 +78,11 @@ class UnderWay:
     motion: Motion
     before: Motion | None
     end_ns: int
+
+    @property
+    def start_ns(self) -> int:
+        """Stamp of the beginning: as a motion itself it may be the one before another."""
+        return self.motion.start_ns if self.before is None else self.before.start_ns
 
     def at(self, stamp_ns: int) -> Motion:
         """The motion that a time belongs to."""

@@ -34,8 +34,8 @@ from untrained import save_untrained_task
 
 #: A fault that is not recovered from in so long (s) never is.
 LOST_S = 90.0
-#: A process uses what it will use after so long (s).
-SETTLED_S = 60.0
+#: A process has its size after so long (s): the first tasks that are swapped take memory that stays its own.
+SETTLED_S = 180.0
 #: How often resources are looked at, and the commands (s).
 LOOK_S = 5.0
 
@@ -136,7 +136,7 @@ class Soak:
             'a broken task': (1.0, self.swap_to_broken),
             'disabled and enabled': (1.0, self.disable),
             'deactivated and activated': (1.0, self.deactivate),
-            'policy killed and restarted': (0.3, self.kill_policy),
+            'policy killed and restarted': (0.15, self.kill_policy),
         }
 
     def _for_a_while(self, robot: LiveRobot, **faults: Any) -> None:

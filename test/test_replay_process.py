@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ros_harness import TIMEOUT_S, PolicyPeer, node_process
+from rosbags.rosbag2 import StoragePlugin, Writer
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool, Trigger
 from test_policy_node import FakeRobot
@@ -23,7 +24,7 @@ from decoupled_policy_ros.data.bags.writer import BagWriter
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.replay import report
 from decoupled_policy_ros.replay.log import read_log
-from decoupled_policy_ros.replay.messages import first_difference
+from decoupled_policy_ros.replay.messages import STORE, first_difference
 from decoupled_policy_ros.replay.replay import Replayed, ReplayOptions, replay
 from decoupled_policy_ros.runtime.cycles import Cycle
 from decoupled_policy_ros.runtime.guard.settings import JOINT_RULES
@@ -122,7 +123,8 @@ def run(tmp_path_factory, task_folder) -> Path:
     checks = folder / 'guard.yaml'  # an untrained network points anywhere: what is left slows it down
     ignored = sorted(JOINT_RULES | {'join', 'workspace'})
     checks.write_text(yaml.safe_dump({'ignored_rules': ignored, 'max_time_scale': 1e3}))
-    policy = {**POLICY, 'task': str(task_folder), 'guard_file': str(checks), 'threads': 1}
+    joining = {'inpaint': True, 'samples': 2, 'ensemble': 0.1}
+    policy = {**POLICY, **joining, 'task': str(task_folder), 'guard_file': str(checks), 'threads': 1}
     robot = FakeRobot()
     try:
         with node_process('policy_node', folder / 'policy.log', policy) as node:
@@ -163,13 +165,21 @@ def test_a_guarded_run_in_real_time_is_computed_again_bit_for_bit(run, task_fold
 
 
 def test_the_verb_prints_a_table_and_writes_the_commands(run, task_folder, tmp_path):
-    out = tmp_path / 'replayed'
+    """Of a recording that another program has written, in SQLite."""
+    recording, out = tmp_path / 'sqlite', tmp_path / 'replayed'
+    with Bag(run) as bag, Writer(recording, version=9, storage_plugin=StoragePlugin.SQLITE3) as copy:
+        topics = {
+            topic.name: copy.add_connection(topic.name, topic.message_type, typestore=STORE)
+            for topic in bag.topics.values()
+        }
+        for message in bag.messages(topics):
+            copy.write(topics[message.topic], message.log_ns, message.data)
     command = [
         sys.executable,
         '-m',
         'decoupled_policy_ros.cli',
         'replay',
-        str(run),
+        str(recording),
         '--policy',
         str(task_folder),
     ]

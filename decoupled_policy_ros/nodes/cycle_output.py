@@ -55,6 +55,8 @@ class CycleOutput:
 
         cameras = {name: camera.topic for name, camera in robot.cameras.items()}
         topics = {'trajectory': '~/trajectory', **robot.topics}
+        if settings.shadow:
+            topics |= {name: f'~/shadow/{name}' for name in ('target_pose', 'gripper_command')}
         if robot.description_topic:
             topics['robot_description'] = robot.description_topic
         guard_file = Path(settings.guard_file).expanduser().read_text() if settings.guard_file else ''
@@ -67,5 +69,6 @@ class CycleOutput:
 
     def run(self) -> Mapping[str, Any]:
         """What a run that begins now depends on: of q and -q a target pose has the one nearer to that before it."""
-        commands = self._outputs.commands if self._outputs is not None else None
-        return {**self._run, 'quat_xyzw': commands.quat_xyzw if commands is not None else None}
+        outputs = self._outputs
+        said = outputs and (outputs.commands or (outputs.shadow and outputs.shadow.commands))
+        return {**self._run, 'quat_xyzw': said.quat_xyzw if said else None}

@@ -30,6 +30,8 @@ _TYPES = {
 _POLICY = {
     'policy_node/cycles': 'std_msgs/msg/String',
     'policy_node/trajectory': 'trajectory_msgs/msg/MultiDOFJointTrajectory',
+    'policy_node/shadow/target_pose': 'geometry_msgs/msg/PoseStamped',
+    'policy_node/shadow/gripper_command': 'std_msgs/msg/Float64',
 }
 
 

@@ -22,6 +22,7 @@ from decoupled_policy_ros.runtime.guard.settings import GuardSettings
 from decoupled_policy_ros.runtime.joining import Joiner
 from decoupled_policy_ros.runtime.joint_motion import JointMotion
 from decoupled_policy_ros.runtime.motion import UnderWay
+from decoupled_policy_ros.runtime.shadow import FromArm
 from decoupled_policy_ros.runtime.states import IN_JOINTS, IN_POSES
 from decoupled_policy_ros.runtime.steering import Guarded
 
@@ -58,15 +59,20 @@ class GivenJoints:
     """Joints as the log says they were."""
 
     def __init__(self) -> None:
-        self._left: list[Array | None] = []
+        self._left: list[tuple[int, Array] | None] = []
 
-    def give(self, positions_rad: list[Array | None]) -> None:
-        """Answer with these, in turn."""
-        self._left = positions_rad
+    def give(self, answers: list[tuple[int, Array] | None]) -> None:
+        """Answer with these stamps and positions, in turn."""
+        self._left = answers
+
+    def at(self, now_ns: int) -> tuple[int, Array] | None:
+        """Stamp and joint positions (n,), rad; None where nobody knew."""
+        return self._left.pop(0) if self._left else None
 
     def positions(self, now_ns: int) -> Array | None:
         """Joint positions (n,), rad; None where nobody knew."""
-        return self._left.pop(0) if self._left else None
+        found = self.at(now_ns)
+        return None if found is None else found[1]
 
     def why_not(self, now_ns: int) -> str:
         """Why nobody knew."""
@@ -80,6 +86,10 @@ class GivenStart(Guarded):
 
     def _start_ns(self, chunk: Chunk, now_ns: int) -> int:
         return self.start_ns
+
+
+class GivenStartFromArm(GivenStart, FromArm):
+    """The same in shadow mode."""
 
 
 class Player:
@@ -103,7 +113,10 @@ class Player:
     ):
         self.skills, self._robot, self._seed = skills, robot, seed
         settings = run['settings']
-        self._output = settings['output']
+        self._shadow = settings['shadow']
+        self._in_poses = self._shadow or settings['output'] in IN_POSES
+        self._in_joints = not self._shadow and settings['output'] in IN_JOINTS
+        self._with_gripper = self._shadow or settings['output'] != 'none'
         self._joints = GivenJoints()
         self._clock_ns = 0
         self._begun: GivenStart | None = None
@@ -112,7 +125,7 @@ class Player:
             guard,
             self._joints,
             settings['lockstep'],
-            self._send if self._output in IN_JOINTS else None,
+            self._send if self._in_joints else None,
             lambda: self._clock_ns,
             self._guarded,
         )
@@ -157,7 +170,9 @@ class Player:
         wish = skill.joiner.wish(decision.stamp_ns, decision.takeover_ns, under_way)
         prediction = engine(observation.frames, wish.known, skill.joiner.settings.samples)
         joined = skill.joiner.join(prediction.samples, wish)
-        self._joints.give([None if stamp is None else inputs.joints(stamp) for stamp in decision.joints_ns])
+        self._joints.give(
+            [None if stamp is None else (stamp, inputs.joints(stamp)) for stamp in decision.joints_ns]
+        )
         if self._begun is not None:
             self._begun.start_ns = decision.start_ns
         plan = self._steering.plan(joined.chunk, decision.now_ns)
@@ -181,17 +196,17 @@ class Player:
                     self._command(held, now_ns)
 
     def _guarded(self, *arguments: Any) -> Guarded:
-        self._begun = GivenStart(*arguments)
+        self._begun = (GivenStartFromArm if self._shadow else GivenStart)(*arguments)
         return self._begun
 
     def _command(self, pose: Array, now_ns: int) -> None:
-        if self._output in IN_POSES:
+        if self._in_poses:
             frame = self._robot.base_frame
             message, self._near = messages.pose_message(pose, frame, now_ns, self._near)
             self._say('target_pose', message)
 
     def _grip(self, edge: str | None) -> None:
-        if edge is not None and self._output != 'none':
+        if edge is not None and self._with_gripper:
             value = GRIPPER_OPEN if edge == 'open' else GRIPPER_CLOSED
             width_m = float(self._robot.gripper.width_from_normalised(value))
             self._say('gripper_command', messages.width_message(width_m))

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from decoupled_policy_ros.data.bags.reader import Bag
-from decoupled_policy_ros.errors import ConfigError, DatasetError
+from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.replay.comparison import TopicComparison, compare
 from decoupled_policy_ros.replay.log import read_log
 from decoupled_policy_ros.replay.playback import Playback, play
@@ -78,16 +78,13 @@ def replay(recording: Path, options: ReplayOptions) -> Replayed:
     """Replay a recording.
 
     Raises:
-        DatasetError: it can't be read, has no log of a policy, lacks a topic that the policy listened to, or is of
-            shadow mode.
+        DatasetError: it can't be read, has no log of a policy, or lacks a topic that the policy listened to.
         ConfigError, CheckpointError, RobotDescriptionError, FingerprintMismatch: policy or robot can't be loaded.
     """
     with Bag(recording) as bag:
         log = read_log(bag, options.node)
         run = log.run
         settings = run['settings'] | {'seed': run['seed'] if options.seed is None else options.seed}
-        if settings.get('shadow'):
-            raise DatasetError(f'{recording}: the policy ran in shadow mode, and commanded nothing to replay')
         torch.set_num_threads(run['engine']['threads'])
         robot_name = options.robot or settings['robot']
         robot = load_robot(robot_name, _description(bag, run, robot_name))

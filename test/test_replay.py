@@ -1,0 +1,168 @@
+"""A policy's loop with real threads, and its log played in this process: joints, stops, a stream that is silent."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from test_policy_loop import Stage, wait_for
+from told_policy import circle, save_told_policy
+
+from decoupled_policy_ros.observation.sampler import Observation, Sampler
+from decoupled_policy_ros.policy.checkpoint import load_policy
+from decoupled_policy_ros.replay import messages
+from decoupled_policy_ros.replay.player import Player, Skill
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.runtime.assembly import assembled_steering
+from decoupled_policy_ros.runtime.cycles import Cycle, CycleLog, Start, Ticks, decisions_from_text
+from decoupled_policy_ros.runtime.engine import Engine
+from decoupled_policy_ros.runtime.guard.settings import GuardSettings
+from decoupled_policy_ros.runtime.joining import ChunkTiming, Joiner, JoinSettings
+from decoupled_policy_ros.runtime.joint_motion import JointMotion
+from decoupled_policy_ros.runtime.loop import PolicyLoop
+from decoupled_policy_ros.runtime.shadow import FromArm
+from decoupled_policy_ros.runtime.states import LoopSettings
+from decoupled_policy_ros.runtime.steering import Guarded
+
+ROBOT = load_robot('panda_sim')
+SEED, STEPS, RATE_HZ, HYSTERESIS = 7, 2, 20.0, 0.2
+
+
+def joints_rad(stamp_ns: int) -> NDArray[np.float64]:
+    """Where the arm is: it sways about home."""
+    return ROBOT.home_rad + 0.01 * np.sin(2e-9 * stamp_ns + np.arange(7))
+
+
+class Swaying:
+    """Joint states at 100 Hz."""
+
+    def at(self, now_ns: int):
+        stamp_ns = now_ns // 10_000_000 * 10_000_000
+        return stamp_ns, joints_rad(stamp_ns)
+
+    def why_not(self, now_ns: int) -> str:
+        return ''
+
+
+class JointStage(Stage):
+    """A loop with the guard that commands joints too, or shadows, and takes down what it decides."""
+
+    def __init__(self, policy, shadow: bool) -> None:
+        super().__init__(policy)
+        self.shadow = shadow
+        self.texts: list[str] = []
+        self.motions: list[JointMotion] = []
+        log = CycleLog(self.texts.append, lambda: {'quat_xyzw': None})
+        clock = log.clock(lambda: self.now_ns)
+        joints = log.joints(Swaying())
+        self.loop = PolicyLoop(
+            Engine(policy, STEPS),
+            Sampler(policy.contract, self.buffers),
+            self.outputs,
+            lambda: self.now_ns,
+            LoopSettings(lockstep=False, control_rate_hz=RATE_HZ, gripper_hysteresis=HYSTERESIS, seed=SEED),
+            lambda name: '',
+            self.failures.append,
+            assembled_steering(
+                ROBOT,
+                GuardSettings(),
+                joints,
+                False,
+                None if shadow else self.motions.append,
+                clock,
+                FromArm if shadow else Guarded,
+            ),
+            log,
+        )
+
+    def run(self, ticks: int, skip: tuple[str, ...] = ()) -> None:
+        """Let time pass, about as fast as it does, a command each."""
+        for _ in range(ticks):
+            self.command(self.tick(skip))
+            time.sleep(0.04)
+
+    def enable(self, enabled: bool) -> None:
+        assert self.loop.enable(enabled)
+
+    def begin_anew(self) -> None:
+        """Enable, and go on until there are commands."""
+        chunks = len(self.outputs.chunks)
+        self.enable(True)
+        self.tick()
+        wait_for(lambda: len(self.outputs.chunks) > chunks)
+        self.command(self.tick())
+
+
+class Seen:
+    """What the stage has shown, by the stamps in the log."""
+
+    def __init__(self, stage: JointStage, policy) -> None:
+        self._sampler = Sampler(policy.contract, stage.buffers)
+
+    def observation(self, cycle: Cycle) -> Observation:
+        observation = self._sampler.sample(cycle.stamp_ns)
+        assert {n: list(stamps) for n, stamps in observation.stamps_ns.items()} == cycle.samples_ns
+        return observation
+
+    def joints(self, stamp_ns: int):
+        return joints_rad(stamp_ns)
+
+
+@pytest.fixture
+def task(tmp_path) -> Path:
+    return save_told_policy(tmp_path, circle())
+
+
+@pytest.fixture(params=[False, True], ids=['commanded', 'shadowed'])
+def stage(task, request) -> Iterator[JointStage]:
+    stage = JointStage(load_policy(task, ROBOT), request.param)
+    stage.loop.start(enabled=True)
+    yield stage
+    stage.loop.stop()
+    assert stage.failures == []
+
+
+def played(stage: JointStage, task: Path) -> Player:
+    """All that the log says, decided again."""
+    policy = load_policy(task, ROBOT)
+    skill = Skill(Engine(policy, STEPS), Seen(stage, policy), Joiner(ChunkTiming.of(policy), JoinSettings()))
+    settings = {'output': 'both', 'shadow': stage.shadow, 'lockstep': False, 'gripper_hysteresis': HYSTERESIS}
+    player = Player({policy.task.sha256: skill}, ROBOT, {'settings': settings}, GuardSettings(), SEED)
+    starts = 0
+    for text in stage.texts:
+        for decision in decisions_from_text(text)[1]:
+            if isinstance(decision, Start):
+                player.start(decision, starts)
+                starts += 1
+            elif isinstance(decision, Ticks):
+                player.ticks(decision)
+            elif not decision.refused:
+                player.cycle(decision)
+    return player
+
+
+def test_joints_stops_and_holds_are_computed_again_bit_for_bit(stage, task):
+    stage.observe()
+    stage.begin()
+    stage.run(20)
+    stage.enable(False)  # braking, in joints
+    stage.begin_anew()
+    stage.run(6)
+    stage.run(24, skip=('wrist',))  # at the end of its chunk the arm comes to rest, in joints too
+    assert stage.loop.report()[0] == 'holding'
+    stage.enable(False)
+    said = defaultdict(list)
+    for command in played(stage, task).commands:
+        said[command.what].append(command.message)
+    expected = [messages.joint_trajectory_message(motion, ROBOT) for motion in stage.motions]
+    assert len(said['joint_trajectory']) == len(expected) >= (0 if stage.shadow else 4)
+    pairs = zip(expected, said['joint_trajectory'], strict=True)
+    assert [messages.first_difference(*pair) for pair in pairs] == [None] * len(expected)
+    positions = [(c.pose.position.x, c.pose.position.y, c.pose.position.z) for c in said['target_pose']]
+    assert positions == [tuple(pose[:3, 3]) for _, pose in stage.outputs.commands]
+    stamps_ns = [messages.message_stamp_ns(c) for c in said['target_pose']]
+    assert stamps_ns == [stamp_ns for stamp_ns, _ in stage.outputs.commands]
+    assert len(said['trajectory']) == len(stage.outputs.chunks) >= 3

@@ -28,6 +28,11 @@ class EvaluateOptions:
         checkpoint: last weights of a policy, or the best in its folder `best`; last by default, best for MimicGen.
         instruction: what a policy with language is told; by default what each simulated task is about.
         guard: send chunks through the guard, with its defaults for the robot.
+        inpaint: begin each chunk with what has been executed; see docs/timing.md.
+        blend: waypoints after that which are drawn towards the motion under way.
+        ensemble: decay of temporal ensembling, such as 0.01; none by default.
+        samples: chunks that are drawn of each observation, of which one is followed.
+        shared_noise: denoise all waypoints of a chunk from the same noise; for dp_mlp.
         workers: processes; one per core by default. On a cluster its CPUs decide.
         lanes: episodes that a process plays at a time, their chunks denoised together; 8 by default, 1 with pictures.
         ray: address of a Ray cluster whose machines share this file system; local for one on this machine.
@@ -46,6 +51,11 @@ class EvaluateOptions:
     checkpoint: Literal['last', 'best'] | None = None
     instruction: str | None = None
     guard: bool = False
+    inpaint: bool = False
+    blend: int = 4
+    ensemble: float | None = None
+    samples: int = 1
+    shared_noise: bool = False
     workers: int | None = None
     lanes: int | None = None
     ray: str | None = None
@@ -99,6 +109,7 @@ def evaluate(
 
 
 def _spec(policy: str, task: str, checkpoint: str, options: EvaluateOptions) -> Evaluation:
+    from decoupled_policy_ros.runtime.joining import JoinSettings
     from decoupled_policy_ros.training.rollout import Evaluation
 
     return Evaluation(
@@ -111,6 +122,8 @@ def _spec(policy: str, task: str, checkpoint: str, options: EvaluateOptions) -> 
         sampler=options.sampler,
         instruction=options.instruction,
         guard=options.guard,
+        join=JoinSettings(options.inpaint, options.blend, options.ensemble, options.samples),
+        shared_noise=options.shared_noise,
     )
 
 

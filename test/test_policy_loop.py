@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ class Outputs:
     def publish_gripper(self, state: str) -> None:
         assert state in ('open', 'closed')
 
-    def publish_chunk(self, chunk: Chunk) -> None:
+    def publish_chunk(self, chunk: Chunk, others: Sequence[Chunk]) -> None:
         self.chunks.append(chunk)
 
     def publish_state(self, state: str, reason: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -190,8 +191,9 @@ class PolicyNode(LifecycleNode):
 
     def _release(self) -> None:
         if self.loop is not None:
-            if self.context.ok():  # after Ctrl-C nothing can be said any more
-                self.loop.enable(False)
+            if self.context.ok():  # after Ctrl-C nothing can be said any more, and it may come on the way to rest
+                with suppress(RCLError):
+                    self.loop.enable(False)
             self.loop.stop()
         self.tasks.close()
         if self.outputs is not None:
@@ -211,6 +213,7 @@ class PolicyNode(LifecycleNode):
             settings.device,
             instruction=instruction,
             precision=settings.precision,
+            shared_noise=settings.shared_noise,
         )
         engine.warm_up(samples=self.settings.samples)
         return engine

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
@@ -33,9 +35,12 @@ from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.poses import GRIPPER_CLOSED, GRIPPER_OPEN
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.guard.guard import Guard
-from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, IN_JOINTS, IN_POSES
+from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, IN_JOINTS, IN_POSES, NEEDS_HELP
 
-LEVELS = {FOLLOWING: DiagnosticStatus.OK, DISABLED: DiagnosticStatus.OK, FAILED: DiagnosticStatus.ERROR}
+LEVELS = {
+    FOLLOWING: DiagnosticStatus.OK, DISABLED: DiagnosticStatus.OK, NEEDS_HELP: DiagnosticStatus.ERROR,
+    FAILED: DiagnosticStatus.ERROR,
+}  # fmt: skip
 
 
 def status_message(
@@ -122,8 +127,8 @@ class PolicyOutputs:
         }  # fmt: skip
         return {name: part for name, part in parts.items() if part is not None}
 
-    def publish_chunk(self, chunk: Chunk) -> None:
-        """Publish the chunk from its observation's stamp on, as a trajectory and as a path."""
+    def publish_chunk(self, chunk: Chunk, others: Sequence[Chunk]) -> None:
+        """Publish the chunk from its observation's stamp on, as a trajectory and as a path; show the other samples."""
         self._trajectory.publish(trajectory_message(chunk, self._robot))
         path = Path()
         path.header.frame_id = self._robot.base_frame
@@ -133,7 +138,7 @@ class PolicyOutputs:
             for i in chunk.ahead()
         ]
         self._path.publish(path)
-        self._markers.show_chunks([chunk])
+        self._markers.show_chunks([chunk, *others])
 
     def publish_guard(self, guard: Guard | None) -> None:
         """Show what the guard keeps the arm out of."""

@@ -80,6 +80,10 @@ class PolicySettings:
         'half width of the dead band around half open, in [-1 open, +1 closed]',
         floating=(0.0, 0.9),
     )
+    shared_noise: bool = _parameter(
+        False,
+        'denoise all waypoints of a chunk from the same noise: they tremble less; for dp_mlp, see docs/timing.md',
+    )
     inpaint: bool = _parameter(
         False,
         'begin each chunk with what will have been executed by the time that it is there, see docs/timing.md',

@@ -54,6 +54,8 @@ class Sampler:
     Args:
         steps: how many.
         kind: 'ddim' or 'ddpm' for diffusion, 'euler' for flow matching; the schedule's first by default.
+        shared_noise: all waypoints of a chunk get the same noise. For a network that does not mix them that changes
+            nothing about any one of them, and they tremble no more against each other.
 
     Attributes:
         ks: noise level of each step, from noise to clean.
@@ -62,8 +64,8 @@ class Sampler:
         ConfigError: a sampler or a number of steps that the schedule does not have.
     """
 
-    def __init__(self, schedule: Schedule, steps: int, kind: str | None = None):
-        self.schedule = schedule
+    def __init__(self, schedule: Schedule, steps: int, kind: str | None = None, shared_noise: bool = False):
+        self.schedule, self.shared_noise = schedule, shared_noise
         self.kind = kind or schedule.samplers[0]
         if self.kind not in schedule.samplers:
             raise ConfigError(
@@ -71,6 +73,12 @@ class Sampler:
                 f'valid: {", ".join(schedule.samplers)}'
             )
         self.ks = schedule.sampling_steps(steps)
+
+    def noise(self, shape: Sequence[int], generators: Generators) -> Tensor:
+        """Noise (B, horizon, 10) of that shape, on the CPU, see `standard_normal`."""
+        if not self.shared_noise:
+            return standard_normal(shape, generators)
+        return standard_normal((shape[0], 1, *shape[2:]), generators).expand(*shape).contiguous()
 
     def run(
         self,
@@ -101,7 +109,7 @@ class Sampler:
         for i, (k, previous_k) in enumerate(zip(self.ks, [*self.ks[1:], -1], strict=True)):
             added = None
             if self.kind in RANDOM_SAMPLERS:
-                added = standard_normal(x.shape, generators).to(x.device)
+                added = self.noise(x.shape, generators).to(x.device)
             output = predict(i, x)
             stepped = self.schedule.step(output, x, k, previous_k, self.kind, added)
             if known is not None:

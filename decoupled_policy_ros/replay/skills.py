@@ -88,4 +88,5 @@ def _engine(policy: Policy, run: Mapping[str, Any], seed: int, instruction: str)
         settings['sampler'],
         instruction,
         settings['precision'],
+        settings['shared_noise'],
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from decoupled_policy_ros.errors import InferenceError, ObservationError
 from decoupled_policy_ros.runtime.chunks import Chunk, GripperLatch
 from decoupled_policy_ros.runtime.cycles import CycleLog
+from decoupled_policy_ros.runtime.joining import Joined
 from decoupled_policy_ros.runtime.selection import SamplesDisagree
 from decoupled_policy_ros.runtime.states import (
     DISABLED,
@@ -90,13 +91,13 @@ class Commander:
 
     # --- what becomes of observations -----------------------------------------------------------
 
-    def adopt(self, chunk: Chunk, plan: Plan) -> bool:
+    def adopt(self, joined: Joined, plan: Plan) -> bool:
         """Follow a chunk as it is planned; False if the plan came too late, and another one is needed."""
         if not self._steering.adopt(plan):
             return False
-        self.chunk, self._refusal = chunk, None
+        self.chunk, self._refusal = joined.chunk, None
         self.statistics.add_chunk(plan.chunk, plan.begins_ns)
-        self._outputs.publish_chunk(plan.chunk)
+        self._outputs.publish_chunk(plan.chunk, joined.others)
         return True
 
     def reject(self, error: InferenceError | ValueError, frame_ns: int, now_ns: int) -> None:

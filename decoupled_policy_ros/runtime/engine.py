@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from decoupled_policy_ros.errors import InferenceError
+from decoupled_policy_ros.errors import ConfigError, InferenceError
 from decoupled_policy_ros.policy.backbones import DPMLPBackbone
 from decoupled_policy_ros.policy.device import usable_device
 from decoupled_policy_ros.policy.packed import packs_on, usable_precision
 from decoupled_policy_ros.policy.policy import Policy
-from decoupled_policy_ros.policy.sampling import Generators, Known, Sampler, standard_normal
+from decoupled_policy_ros.policy.sampling import Generators, Known, Sampler
 from decoupled_policy_ros.runtime.features import FrameFeatures, Frames
 from decoupled_policy_ros.runtime.fused import FusedNetwork, Network, PlainNetwork
 from decoupled_policy_ros.runtime.prefix import Prefix
@@ -65,6 +65,7 @@ class Engine:
         device: 'cpu', 'cuda', ...
         sampler: one of the backbone's schedule; DDIM for diffusion and Euler for flow matching by default.
         instruction: what to do; by default the only one that the policy has.
+        shared_noise: all waypoints of a chunk are denoised from the same noise, see `Sampler`.
         precision: 'float32', or 'bfloat16' for the large products and convolutions on a CPU.
 
     Attributes:
@@ -73,7 +74,7 @@ class Engine:
 
     Raises:
         ConfigError: no such device or precision here, a sampler or number of steps that the schedule does not have,
-            or see `instruct`.
+            shared noise for a backbone that mixes time, or see `instruct`.
     """
 
     def __init__(
@@ -85,12 +86,19 @@ class Engine:
         sampler: str | None = None,
         instruction: str | None = None,
         precision: str = 'float32',
+        shared_noise: bool = False,
     ):
         self.policy, self.precision = policy, precision
         self.device = usable_device(device)
         self.backbone = policy.backbone.to(self.device)
         self.task = policy.task.to(self.device)
-        self.sampler = Sampler(self.backbone.schedule, steps, sampler)
+        denoiser = self.backbone.denoiser
+        if shared_noise and denoiser.mixes_time:
+            raise ConfigError(
+                f'shared_noise is for a backbone that does not mix time, dp_mlp; {denoiser.kind} was trained on '
+                'noise that differs from waypoint to waypoint'
+            )
+        self.sampler = Sampler(self.backbone.schedule, steps, sampler, shared_noise)
         dtype = usable_precision(precision, self.device)
         with torch.inference_mode():
             tau = self.backbone.denoiser.tau(torch.tensor(self.sampler.ks, device=self.device))
@@ -190,7 +198,7 @@ class Engine:
         modulation = self.modulate(features)
         modulated = self._now_s()
         horizon = self.backbone.denoiser.horizon
-        noise = standard_normal((count * samples, horizon, 10), generators).to(self.device)
+        noise = self.sampler.noise((count * samples, horizon, 10), generators).to(self.device)
         normalised = self.sampler.run(
             self.network.begin(modulation), noise, generators, self._known(known, samples)
         )

@@ -114,7 +114,6 @@ class Joined:
     Attributes:
         chunk: the one to follow.
         others: the samples that are not followed.
-        spread_m: how far apart they all are, see `selection.spread_m`.
         slowed: by how much the chunk is slower than it was predicted.
         predicted: (horizon, 10) the sample that the chunk was made of.
         stamps_ns: (horizon,) when its waypoints were meant.
@@ -122,7 +121,6 @@ class Joined:
 
     chunk: Chunk
     others: tuple[Chunk, ...]
-    spread_m: float
     slowed: float
     predicted: Array
     stamps_ns: list[int]
@@ -134,6 +132,9 @@ class Joiner:
     Args:
         timing: of the policy's chunks.
         settings: how.
+
+    Attributes:
+        spread_m: how far apart the latest samples lay.
     """
 
     def __init__(self, timing: ChunkTiming, settings: JoinSettings):
@@ -144,6 +145,7 @@ class Joiner:
     def reset(self) -> None:
         """Start afresh: there are no chunks before the next one."""
         self._apart_since_ns: int | None = None
+        self.spread_m = 0.0
         if self._ensemble is not None:
             self._ensemble.reset()
 
@@ -179,7 +181,7 @@ class Joiner:
         best, apart_m = 0, 0.0
         if len(samples) > 1:
             free = waypoints[:, self._executed(stamps_ns, wish.takeover_ns), :3, 3]
-            apart_m = spread_m(free)
+            self.spread_m = apart_m = spread_m(free)
             if wish.under_way is None:
                 best = most_typical(free)
             else:
@@ -192,7 +194,7 @@ class Joiner:
         chunk = self._chunk(actions, wish)
         others = tuple(self._chunk(other, wish) for i, other in enumerate(samples) if i != best)
         chunk = chunk.slowed(slowed) if slowed > 1.0 else chunk
-        return Joined(chunk, others, apart_m, slowed, samples[best], stamps_ns)
+        return Joined(chunk, others, slowed, samples[best], stamps_ns)
 
     def followed(self, joined: Joined) -> None:
         """A chunk has passed all checks, and is followed."""

@@ -242,16 +242,16 @@ class PolicyLoop(Exchangeable):
 
     def _adopt(self, prediction: Prediction, generation: int) -> bool:
         """Follow a chunk from when it takes over on; raises ChunkRejected where the steering refuses it."""
-        chunk, timings_ms = prediction.joined.chunk, dict(prediction.timings_ms)
+        joined, timings_ms = prediction.joined, dict(prediction.timings_ms)
         for _ in range(PLANS):
             start = time.perf_counter()
-            plan = self._steering.plan(chunk, self._log.planning(self._now_ns()))
+            plan = self._steering.plan(joined.chunk, self._log.planning(self._now_ns()))
             guard_ms = 1e3 * (time.perf_counter() - start)
             timings_ms |= {'guard': guard_ms, 'total': prediction.timings_ms['total'] + guard_ms}
             with self._lock:
                 if generation != self._generation or not self._running:
                     return True
-                if not self._commander.adopt(chunk, plan):
+                if not self._commander.adopt(joined, plan):
                     continue
                 self._planner.followed(prediction, self._now_ns())
                 self._commander.statistics.add_cycle(timings_ms, prediction.observation.ages_s)

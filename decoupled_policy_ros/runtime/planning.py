@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there bef
     from decoupled_policy_ros.runtime.engine import Engine
 
 NS_PER_MS = 1e6
-#: A chunk is requested this much earlier still: threads are not woken on time.
+#: A chunk is reckoned with this much later still: threads are not woken on time.
 MARGIN_NS = 10_000_000
 
 
@@ -68,7 +68,6 @@ class Planner:
         """Take the next chunks from another engine, warmed up, and its observations by another sampler."""
         self.engine, self._sampler = engine, sampler
         self._joiner = Joiner(ChunkTiming.of(engine.policy), self._join)
-        self._last: Joined | None = None
 
     def clear(self) -> None:
         """Forget every sample of the streams."""
@@ -77,7 +76,6 @@ class Planner:
     def reset(self) -> None:
         """Start afresh: the next chunk has nothing to do with those before it."""
         self._joiner.reset()
-        self._last = None
 
     def request_ns(self, chunk: Chunk) -> int:
         """When the chunk after this one is to be requested."""
@@ -109,14 +107,13 @@ class Planner:
             InferenceError: it is not finite, or its samples disagree.
             ValueError: it has a rotation that is none.
         """
-        takeover_ns = observation.stamp_ns if self._lockstep else now_ns + self._latency.estimate_ns
+        takeover_ns = observation.stamp_ns if self._lockstep else now_ns + self._ahead_ns
         wish = self._joiner.wish(observation.stamp_ns, takeover_ns, under_way)
         self.engine.reset(self._seed, observation.stamp_ns)
         prediction = self.engine(observation.frames, wish.known, self._join.samples)
         timings_ms = {'sample': sample_ms, **prediction.timings_ms}
         timings_ms['total'] += sample_ms
         joined = self._joiner.join(prediction.samples, wish)
-        self._last = joined
         return Prediction(observation, wish, joined, now_ns, timings_ms)
 
     def followed(self, prediction: Prediction, now_ns: int) -> None:
@@ -127,9 +124,10 @@ class Planner:
     def values(self) -> dict[str, str]:
         """What there is to report: how much ahead chunks are requested, and how the samples lay last."""
         values = {'requested_ahead_ms': f'{self._ahead_ns / NS_PER_MS:.2f}'}
-        if self._join.samples > 1 and self._last is not None:
-            values['spread_m'] = f'{self._last.spread_m:.4f}'
-            values['spread_slowed'] = f'{self._last.slowed:.2f}'
+        if self._join.samples > 1:
+            spread_m = self._joiner.spread_m
+            values['spread_m'] = f'{spread_m:.4f}'
+            values['spread_slowed'] = f'{self._join.spread.slowing(spread_m):.2f}'
         return values
 
     @property

@@ -46,6 +46,7 @@ def run_record(
             'sampler': engine.sampler.kind,
             'steps': len(engine.sampler.ks),
             'precision': engine.precision,
+            'shared_noise': engine.sampler.shared_noise,
             'threads': torch.get_num_threads(),
         },
         'software': software(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,8 +29,8 @@ class Outputs(Protocol):
     def publish_gripper(self, state: str) -> None:
         """Send the gripper to 'open' or 'closed'."""
 
-    def publish_chunk(self, chunk: Chunk) -> None:
-        """Show the whole chunk."""
+    def publish_chunk(self, chunk: Chunk, others: Sequence[Chunk]) -> None:
+        """Show the whole chunk, and the samples that are not followed."""
 
     def publish_state(self, state: str, reason: str) -> None:
         """Tell what the policy is doing, and why."""

@@ -46,6 +46,7 @@ class Evaluation:
             for the policy's only one where it has not.
         guard: whether chunks go through the guard, with its defaults for the robot.
         join: how chunks join, and how many are drawn of each observation.
+        shared_noise: all waypoints of a chunk are denoised from the same noise; for a backbone that does not mix time.
     """
 
     policy: str
@@ -59,6 +60,7 @@ class Evaluation:
     instruction: str | None = None
     guard: bool = False
     join: JoinSettings = field(default_factory=JoinSettings)
+    shared_noise: bool = False
 
 
 def checkpoint_folder(policy: str, checkpoint: str) -> Path:
@@ -137,7 +139,13 @@ class Rollout:
         instruction = spec.instruction
         if instruction is None and self.policy.task.encoder.language is not None:
             instruction = self.task.instruction
-        self.engine = Engine(self.policy, spec.denoising_steps, sampler=spec.sampler, instruction=instruction)
+        self.engine = Engine(
+            self.policy,
+            spec.denoising_steps,
+            sampler=spec.sampler,
+            instruction=instruction,
+            shared_noise=spec.shared_noise,
+        )
         self.max_steps = self.task.max_steps if spec.max_steps is None else spec.max_steps
         if self.max_steps < 1:
             raise ConfigError(f'max_steps must be at least 1, got {spec.max_steps}')

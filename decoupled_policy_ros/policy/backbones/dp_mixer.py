@@ -66,6 +66,7 @@ class DPMixerBackbone(DPMLPBackbone):
     """DP-MLP's blocks with a mixing of the waypoints before each; modulated in the same ways, and mixing too."""
 
     kind = 'dp_mixer'
+    mixes_time = True
     Size: ClassVar[type[Size]] = DPMixerSize
 
     def __init__(self, size: PerceptronSize | None = None, mechanism: str | None = None):

@@ -100,6 +100,7 @@ class DPMLPBackbone(Denoiser):
 
     kind = 'dp_mlp'
     mechanisms = tuple(BLOCKS)
+    mixes_time = False
     Size: ClassVar[type[Size]] = DPMLPSize
 
     def __init__(self, size: PerceptronSize | None = None, mechanism: str | None = None):

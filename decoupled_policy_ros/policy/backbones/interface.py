@@ -53,6 +53,7 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         needs: what its conditioning network must deliver.
+        mixes_time: whether a waypoint of its prediction depends on others of its input.
         tau: embeddings (B, tau.width) of integer diffusion steps (B,); frozen with the rest.
 
     Raises:
@@ -61,6 +62,7 @@ class Denoiser(nn.Module, ABC):
 
     kind: ClassVar[str]
     mechanisms: ClassVar[tuple[str, ...]]
+    mixes_time: ClassVar[bool] = True
     Size: ClassVar[type[Size]]
     needs: Needs
     tau: Sinusoid

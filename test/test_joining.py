@@ -134,6 +134,23 @@ def test_a_chunk_begins_when_it_takes_over_and_not_before():
         direct.plan(first, first.end_stamp_ns + PERIOD_NS)
 
 
+def test_chunks_that_are_adopted_before_the_one_before_has_begun_come_in_turn():
+    direct = Direct()
+    chunks = [
+        Chunk(wandering(i), T0_NS + i * PERIOD_NS, 20.0, begins_ns=T0_NS + i * 3 * PERIOD_NS) for i in range(4)
+    ]
+    direct.adopt(Plan(chunks[0]))
+    direct.follow(T0_NS)
+    for chunk in chunks[1:]:
+        direct.adopt(Plan(chunk))
+    for now_ns in range(T0_NS, T0_NS + 12 * PERIOD_NS, 20 * MS):
+        chunk = [c for c in chunks if c.begins_ns <= now_ns][-1]
+        np.testing.assert_array_equal(direct.under_way().state(now_ns).pose, chunk.sample(now_ns)[0])
+    for now_ns in range(T0_NS, T0_NS + 12 * PERIOD_NS, 20 * MS):
+        chunk = [c for c in chunks if c.begins_ns <= now_ns][-1]
+        np.testing.assert_array_equal(direct.follow(now_ns)[0], chunk.sample(now_ns)[0])
+
+
 def test_a_slowed_chunk_goes_the_same_way_later():
     chunk = Chunk(wandering(2), T0_NS, 20.0, begins_ns=T0_NS + 3 * PERIOD_NS)
     slow = chunk.slowed(2.0)

@@ -71,7 +71,10 @@ class Direct:
 
     def adopt(self, plan: Plan) -> bool:
         """Follow this chunk from when it begins on."""
-        self._before, self._motion = self._motion, AsPredicted(plan.chunk)
+        if self._motion is not None:
+            ends_ns = plan.chunk.begins_ns
+            self._before = UnderWay(self._motion, self._before, ends_ns).followed_by(self._last_ns)
+        self._motion = AsPredicted(plan.chunk)
         return True
 
     def under_way(self) -> UnderWay | None:

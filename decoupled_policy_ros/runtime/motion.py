@@ -84,6 +84,11 @@ class UnderWay:
         """Stamp of the beginning: as a motion itself it may be the one before another."""
         return self.motion.start_ns if self.before is None else self.before.start_ns
 
+    def followed_by(self, commanded_ns: int | None) -> Motion:
+        """What the next motion comes after, with the last command at a time: all of this that is still to come."""
+        begun = commanded_ns is None or commanded_ns >= self.motion.start_ns
+        return self.motion if begun or self.before is None else self
+
     def at(self, stamp_ns: int) -> Motion:
         """The motion that a time belongs to."""
         before = self.before

@@ -78,8 +78,8 @@ class Planner:
         self._joiner.reset()
 
     def request_ns(self, chunk: Chunk) -> int:
-        """When the chunk after this one is to be requested."""
-        return chunk.replan_stamp_ns - self._ahead_ns
+        """When the chunk after this one is to be requested: not before this one has begun."""
+        return max(chunk.begins_ns, chunk.replan_stamp_ns - self._ahead_ns)
 
     def encode_ahead(self, chunk: Chunk | None) -> bool:
         """Encode one picture that the observation after a chunk's may be made of; False if there is none."""

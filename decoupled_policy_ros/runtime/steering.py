@@ -154,11 +154,9 @@ class Guarded:
         assert path is not None
         if plan.after is not self._motion or (self._last_ns is not None and self._last_ns > path.start_ns):
             return False
-        before = self._motion
-        if before is not None and (self._last_ns is None or self._last_ns < before.start_ns):
-            # It has not begun yet, and until it does, what it was to replace goes on.
-            before = UnderWay(before, self._before, path.start_ns)
-        self._before, self._motion = before, path
+        if self._motion is not None:
+            self._before = UnderWay(self._motion, self._before, path.start_ns).followed_by(self._last_ns)
+        self._motion = path
         return True
 
     def under_way(self) -> UnderWay | None:

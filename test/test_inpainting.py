@@ -171,6 +171,7 @@ def test_the_stamp_of_an_observation_decides_its_noise(small_policy):
     np.testing.assert_array_equal(at(0, 1_700_000_000_000_000_000), first)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 2**62), st.integers(1, 10**9))
 def test_noise_seeds_differ(seed, stamp_ns, later_ns):
     assert 0 <= noise_seed(seed, stamp_ns) < 2**63

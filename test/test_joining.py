@@ -61,6 +61,7 @@ def under_way(chunk: Chunk) -> UnderWay:
 # --- prefix -------------------------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.integers(-2, 20), st.integers(0, 12), st.integers(0, 49))
 def test_what_will_have_been_executed_is_pinned_and_the_rest_less_and_less(seed, late, blend, inside):
     before = Chunk(wandering(seed), T0_NS, 20.0)
@@ -90,6 +91,7 @@ def test_the_weight_falls_evenly():
 # --- as predicted, and a stop ---------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.floats(0, 0.7499))
 def test_the_motion_of_a_chunk_is_the_chunk_and_its_velocity_is_that_of_its_lines(seed, later_s):
     chunk, stamp_ns = Chunk(wandering(seed), T0_NS, 20.0), T0_NS + round(later_s * 1e9) - PERIOD_NS
@@ -167,6 +169,7 @@ def test_a_slowed_chunk_goes_the_same_way_later():
 # --- samples ------------------------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.integers(2, 8), st.floats(0, 0.1))
 def test_the_spread_is_how_far_samples_lie_from_their_mean(seed, count, apart_m):
     positions = np.tile(wandering(seed)[None, :8, :3], (count, 1, 1))
@@ -183,6 +186,7 @@ def test_the_spread_is_how_far_samples_lie_from_their_mean(seed, count, apart_m)
     )
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.integers(2, 8))
 def test_the_sample_that_goes_on_as_the_arm_does_is_found(seed, count):
     before, takeover_ns = Chunk(wandering(seed), T0_NS, 20.0), T0_NS + 8 * PERIOD_NS + 20 * MS
@@ -221,6 +225,7 @@ def test_from_rest_the_most_typical_sample_is_followed():
     np.testing.assert_allclose(joined.chunk.poses_base_ee[:, :3, 3], samples[2, :, :3])
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.floats(0.001, 1), st.floats(0, 5))
 def test_slowing_is_in_proportion_and_bounded(slow_m, apart_m):
     factor = SpreadLimits(slow_m=slow_m).slowing(apart_m)
@@ -274,8 +279,8 @@ def test_settings_out_of_range_are_refused(values):
 # --- ensembles and latency ------------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.floats(0, 5))
-@settings(max_examples=50)
 def test_an_ensemble_is_the_weighted_mean_of_what_chunks_say_of_a_time(seed, decay):
     chunks = [(wandering(seed + k), TIMING.stamps_ns(T0_NS + 4 * k * PERIOD_NS)) for k in range(4)]
     ensemble = Ensemble(decay)
@@ -304,6 +309,7 @@ def test_an_ensemble_takes_chunks_between_each_others_waypoints():
         Ensemble(-0.1)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=300))
 def test_the_latency_is_one_that_was_measured_and_that_few_of_late_exceed(durations_ns):
     latency = Latency()

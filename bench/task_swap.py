@@ -151,7 +151,7 @@ def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
         'period_error_ms': {
             kind: spread(np.abs(np.array(values) - period_ms)) for kind, values in periods_ms.items()
         },
-        'breaches': len(breaches),
+        'breaches': len(breaches), 'first_breaches': breaches[:3],
         'rss_mb': [each['rss_mb'] for each in memory],
         'threads_of_the_process': [each['threads'] for each in memory],
     }  # fmt: skip

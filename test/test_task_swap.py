@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from limits_checker import LimitsChecker
 from ros_harness import NodeProcess, node_process
@@ -16,6 +17,7 @@ from tiny_sentences import save_sentence_model
 from untrained import INSTRUCTION, STATE, camera, save_untrained_policy, save_untrained_task
 
 from decoupled_policy_ros.observation.contract import ObservationContract
+from decoupled_policy_ros.policy.checkpoint import load_backbone, load_task, save_task
 from decoupled_policy_ros.policy.language import InstructionEncoder
 from decoupled_policy_ros.runtime.guard.settings import JOINT_RULES
 
@@ -51,6 +53,10 @@ def models(tmp_path_factory) -> Path:
     weights = (first / 'task.safetensors').read_bytes()
     (tasks / 'truncated' / 'task.safetensors').write_bytes(weights[:-1000])
     (tasks / 'corrupt' / 'task.safetensors').write_bytes(weights[:-9] + b'\0' + weights[-8:])
+    nan = load_task(first, load_backbone(backbone))
+    with torch.no_grad():
+        next(nan.conditioning.parameters()).fill_(torch.nan)
+    save_task(tasks / 'nan', nan)
     header = (first / 'task.json').read_text()
     (tasks / 'altered' / 'task.json').write_text(header.replace('"tiny"', '"tidy"', 1))
     return folder
@@ -151,6 +157,7 @@ AT_ONCE = {
     'words': "task 'words' has several instructions, say which to follow: 'lift the red cube'",
 }
 LATE = {
+    'nan': 'values that are not finite',
     'truncated': 'the weights of this task were changed',
     'corrupt': 'the weights of this task were changed',
 }

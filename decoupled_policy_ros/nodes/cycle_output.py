@@ -11,6 +11,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
+from decoupled_policy_ros.nodes.common import RCLError
 from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings
 from decoupled_policy_ros.robot.description import RobotDescription
@@ -44,8 +45,11 @@ class CycleOutput:
 
     def publish(self, text: str) -> None:
         """Publish a message of the log."""
-        if self._node.context.ok():  # after Ctrl-C nobody hears it
+        try:
             self._publisher.publish(String(data=text))
+        except RCLError:  # after Ctrl-C nobody hears it
+            if self._node.context.ok():
+                raise
 
     def describe(
         self, engine: Engine, robot: RobotDescription, settings: PolicySettings, outputs: PolicyOutputs

@@ -1,31 +1,55 @@
-"""One policy cycle by stage, beside the same cycle computed naively, in one run.
+"""One policy cycle beside its floor, our own reference, the paper's public code and LeRobot's, in one run.
 
-    python bench/policy_cycle.py                                                    (make bench)
+    python bench/policy_cycle.py --theirs CHECKOUT --lerobot LEROBOT_ENV/bin/python            (make bench)
 
-Naive means what a first implementation does: in every denoising step the observation is encoded, the
-conditioning network runs on [tau ; features], and the backbone denoises. Ours encodes once, adds the constant
-timestep table to one matrix-vector product, and loops through the backbone alone. Both give the same chunk.
-Cycles alternate, so that a machine whose speed drifts slows both; medians and their ratio are printed.
+All sides take turns, round by round, so that a machine whose speed drifts slows all of them; medians are printed, and
+medians of the ratios within a round. On one thread seconds are those of the processor, so that what else runs on the
+machine counts for little; on more they are the clock's. Peers run in processes of their own, see `policy_side.py`;
+without one its rows are left out.
+
+- cycle: two 84x84 cameras, each with a ResNet-18 of its own, two steps; the older pictures have been encoded when they
+  came. A cycle with `nothing ahead` encodes both.
+- reference: `Policy.predict_naive`, all of the network in every denoising step.
+- floor: the products of the backbone's matrices alone, as often as there are denoising steps, with the engine's own
+  product; so its rate is the best that was found here for these shapes. `mkl` is the same with `torch.nn.Linear`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
+import threading
 import time
+import tracemalloc
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from decoupled_policy_ros.policy import load_policy
+from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
+from decoupled_policy_ros.policy import Backbone, Policy, Task
+from decoupled_policy_ros.policy.backbones import BACKBONES
+from decoupled_policy_ros.policy.packed import PRECISIONS, PackedLinear
 from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.runtime.engine import Engine
+
+Observation = dict[str, tuple[NDArray, ...]]
+#: Milliseconds of a side's parts; a side that has not all parts gives fewer.
+Timings = dict[str, float]
+Side = Callable[[Observation], Timings]
 
 
 @dataclass(frozen=True)
@@ -33,119 +57,318 @@ class Arguments:
     """Options of this script.
 
     Attributes:
-        task: task folder or name.
+        theirs: checkout of the paper's public code.
+        theirs_python: Python with its requirements (torchvision, diffusers, einops).
+        lerobot: Python that has lerobot.
         robot: robot description.
-        cycles: measured cycles of each kind.
-        threads: CPU threads, as the policy node's parameter.
+        backbone: kind of backbone, with its default sizes.
+        threads: numbers of CPU threads to measure with.
+        widths: channels of the ResNets after the stem: 64 is full width, the shipped task has 16.
+        rounds: measured rounds; what takes long runs in every fifth.
+        memory_cycles: cycles over which memory is watched.
         json: write the figures here.
     """
 
-    task: str = 'lift'
+    theirs: Path | None = None
+    theirs_python: str = sys.executable
+    lerobot: str | None = None
     robot: str = 'panda_sim'
-    cycles: int = 30
-    threads: int = 1
+    backbone: str = 'dp_mlp'
+    threads: tuple[int, ...] = (1, 2)
+    widths: tuple[int, ...] = (64, 16)
+    rounds: int = 25
+    memory_cycles: int = 3000
     json: Path | None = Path('docs/bench/policy_cycle.json')
 
 
-def gemm_gflops() -> float:
-    """Rate of the backbone's own matrix product (16 x 256 by 256 x 1024), float32."""
-    layer, x = torch.nn.Linear(256, 1024), torch.randn(16, 256)
-    with torch.inference_mode():
-        for _ in range(200):
-            layer(x)
-        start = time.perf_counter()
-        for _ in range(2000):
-            layer(x)
-    return 2 * 16 * 256 * 1024 * 2000 / (time.perf_counter() - start) / 1e9
+class TimedEngine(Engine):
+    """An engine that takes the time by the clock of this bench."""
+
+    def _now_s(self) -> float:
+        return now_s()
 
 
-def measure(arguments: Arguments) -> dict:
-    """Median milliseconds of both, by stage, for 10 and 100 denoising steps."""
-    policy = load_policy(arguments.task, load_robot(arguments.robot))
-    rng = np.random.default_rng(0)
-    observation = {
-        s.name: rng.integers(0, 256, (policy.contract.n_obs_steps, *s.shape)).astype(np.uint8)
-        if s.kind == 'image'
-        else rng.normal(size=(policy.contract.n_obs_steps, *s.shape)).astype('f')
-        for s in policy.contract.streams
-    }
-    batch = {name: torch.from_numpy(array)[None] for name, array in observation.items()}
-    figures = []
-    for steps, cycles in ((10, arguments.cycles), (100, max(3, arguments.cycles // 10))):
-        engine = Engine(policy, steps)
-        engine.warm_up()
-        timings, naive, difference = [], [], 0.0
-        for cycle in range(cycles):
-            engine.reset(cycle)
-            prediction = engine(observation)
-            timings.append(prediction.timings_ms)
-            noise = torch.randn(1, 16, 10, generator=torch.Generator().manual_seed(cycle))
-            start = time.perf_counter()
-            chunk = policy.predict_naive(batch, noise, steps)
-            naive.append(1e3 * (time.perf_counter() - start))
-            difference = max(difference, float(np.abs(chunk[0].numpy() - prediction.actions).max()))
-        ours = {stage: statistics.median(t[stage] for t in timings) for stage in timings[0]}
-        ratios = [n / t['total'] for n, t in zip(naive, timings, strict=True)]
-        figures.append(
-            {
-                'denoising_steps': steps,
-                'cycles': cycles,
-                'ours_ms': ours,
-                'naive_ms': statistics.median(naive),
-                'ratio': statistics.median(ratios),
-                'ratio_min': min(ratios),
-                'ratio_max': max(ratios),
-                'largest_difference': difference,
-            }
-        )
-    gflops = gemm_gflops()
-    flop = (
-        2
-        * 16
-        * sum(
-            p.numel()
-            for n, p in policy.backbone.denoiser.named_parameters()
-            if n.startswith('blocks') and p.dim() > 1
-        )
+def now_s() -> float:
+    """Seconds of the processor on one thread, of the clock on more."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def untrained(arguments: Arguments, width: int) -> Policy:
+    """A policy of the paper's sizes."""
+    torch.manual_seed(0)
+    robot = load_robot(arguments.robot)
+    backbone = Backbone(BACKBONES[arguments.backbone](None), Fingerprint.of(robot, 20.0))
+    cameras = [StreamSpec(name, 'image', (84, 84, 3), 0.2) for name in ('agentview', 'wrist')]
+    contract = ObservationContract(
+        20.0, 2, (*cameras, StreamSpec('proprioception', 'proprioception', (9,), 0.2)), 0.1
     )
-    for figure in figures:
-        figure['denoise_floor_ms'] = flop * figure['denoising_steps'] / gflops / 1e6
+    return Policy(backbone, Task(contract, backbone, {'crop': 76, 'base_channels': width}), robot)
+
+
+def observed(contract: ObservationContract, rng: np.random.Generator) -> Observation:
+    """Frames that nobody has seen, as the sampler gives them."""
+    observation: Observation = {}
+    for s in contract.streams:
+        shape = (contract.n_obs_steps, *s.shape)
+        whole = rng.integers(0, 256, shape, np.uint8) if s.kind == 'image' else rng.random(shape, np.float32)
+        whole.flags.writeable = False
+        observation[s.name] = tuple(whole)
+    return observation
+
+
+def cycle(engine: Engine, samples: int = 1, ahead: bool = True) -> Side:
+    """Our cycle; the older frames are encoded before the clock starts."""
+
+    def side(observation: Observation) -> Timings:
+        while ahead and engine.ahead({name: frames[0] for name, frames in observation.items()}):
+            pass
+        return engine(observation, samples=samples).timings_ms
+
+    return side
+
+
+def reference(policy: Policy, steps: int) -> Side:
+    """The same computed naively."""
+
+    def side(observation: Observation) -> Timings:
+        batch = {name: torch.from_numpy(np.stack(frames))[None] for name, frames in observation.items()}
+        start = now_s()
+        policy.predict_naive(batch, torch.randn(1, 16, 10), steps)
+        return {'total': 1e3 * (now_s() - start)}
+
+    return side
+
+
+def products(policy: Policy, steps: int, samples: int, precision: str | None) -> Side:
+    """The floor: the backbone's products alone; `torch.nn.Linear` itself without a precision."""
+    layers = [m for m in policy.backbone.denoiser.blocks.modules() if isinstance(m, torch.nn.Linear)]
+    dtype = PRECISIONS[precision or 'float32']
+    run = layers if precision is None else [PackedLinear.of(layer, 16, dtype) for layer in layers]
+    inputs = {n: torch.randn(1, 16 * samples, n).to(dtype) for n in {layer.in_features for layer in layers}}
+    work = [(product, inputs[layer.in_features]) for product, layer in zip(run, layers, strict=True)]
+
+    def side(observation: Observation) -> Timings:
+        with torch.inference_mode():
+            start = now_s()
+            for _ in range(steps):
+                for product, x in work:
+                    product(x)
+            return {'denoise': 1e3 * (now_s() - start)}
+
+    return side
+
+
+@contextlib.contextmanager
+def peer(command: list[str]) -> Iterator[tuple[dict, Callable[[int], Side]]]:
+    """A process of `policy_side.py`: what it says of itself, and its sides by number of denoising steps."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    given, answers = process.stdin, process.stdout
+
+    def ask(steps: int) -> Timings:
+        print(steps, file=given, flush=True)
+        return json.loads(answers.readline())
+
+    try:
+        yield json.loads(answers.readline()), lambda steps: lambda observation: ask(steps)
+    finally:
+        given.close()
+        process.wait()
+
+
+def measure(
+    sides: dict[str, tuple[Side, int]], policy: Policy, rounds: int
+) -> dict[str, list[Timings | None]]:
+    """Timings of each side in each round, after one that does not count; of some only in every n-th round."""
+    rng = np.random.default_rng(0)
+    timings: dict[str, list[Timings | None]] = {name: [] for name in sides}
+    for number in range(-1, rounds):
+        for name, (side, every) in sides.items():
+            taken = side(observed(policy.contract, rng)) if number % every == 0 or number < 0 else None
+            if number >= 0:
+                timings[name].append(taken)
+    return timings
+
+
+def medians(timings: dict[str, list[Timings | None]]) -> dict[str, Timings]:
+    """Of each side's parts, in milliseconds."""
+    found = {name: [t for t in values if t is not None] for name, values in timings.items()}
     return {
-        'task': arguments.task,
-        'threads': torch.get_num_threads(),
-        'torch': torch.__version__,
-        'machine': platform.machine(),
-        'gemm_gflops': gflops,
-        'figures': figures,
+        name: {part: statistics.median(t[part] for t in values) for part in values[0]}
+        for name, values in found.items()
     }
+
+
+def ratio(timings: dict[str, list[Timings | None]], above: str, below: str, part: str) -> dict[str, float]:
+    """Median and range of one side over another within a round."""
+    pairs = zip(timings[above], timings[below], strict=True)
+    values = [a[part] / b[part] for a, b in pairs if a is not None and b is not None]
+    return {'median': statistics.median(values), 'least': min(values), 'most': max(values)}
+
+
+def largest_difference(policy: Policy, engine: Engine, steps: int) -> float:
+    """Of chunks from the reference's, whose numbers are in [-1, 1], over ten observations."""
+    rng, largest = np.random.default_rng(1), 0.0
+    for seed in range(10):
+        observation = observed(policy.contract, rng)
+        engine.reset(seed)
+        noise = torch.randn(1, 16, 10, generator=torch.Generator().manual_seed(seed))
+        batch = {name: torch.from_numpy(np.stack(frames))[None] for name, frames in observation.items()}
+        naive = policy.predict_naive(batch, noise, steps)[0].numpy()
+        largest = max(largest, float(np.abs(engine(observation).actions - naive).max()))
+    return largest
+
+
+def first_cycle(engine: Engine, policy: Policy) -> dict[str, float]:
+    """Milliseconds of the first cycle in a thread of its own, as after activation, and the median of those after it."""
+    rng, taken = np.random.default_rng(2), []
+
+    def work() -> None:
+        taken.extend(engine(observed(policy.contract, rng)).timings_ms['total'] for _ in range(16))
+
+    engine.warm_up()
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    return {'first': taken[0], 'median_of_15_after': statistics.median(taken[1:])}
+
+
+def memory(engine: Engine, policy: Policy, cycles: int) -> dict[str, float]:
+    """Growth (kB) of resident memory, and of what Python has allocated, over so many cycles after a hundred."""
+    rng = np.random.default_rng(3)
+    observations = [observed(policy.contract, rng) for _ in range(16)]
+    side = cycle(engine)
+
+    def run(count: int) -> None:
+        for i in range(count):
+            side(observations[i % len(observations)])
+        gc.collect()
+
+    def resident_kb() -> float:
+        return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1024
+
+    run(100)
+    before = resident_kb()
+    run(cycles)
+    grown = resident_kb() - before
+    tracemalloc.start()
+    run(20)
+    traced = tracemalloc.get_traced_memory()[0]
+    run(cycles // 10)
+    traced_grown = (tracemalloc.get_traced_memory()[0] - traced) / 1024
+    tracemalloc.stop()
+    return {'cycles': cycles, 'resident_kb': grown, 'traced_cycles': cycles // 10, 'traced_kb': traced_grown}
+
+
+def our_sides(policy: Policy, engines: dict[str, Engine], full: bool) -> dict[str, tuple[Side, int]]:
+    """What is measured of ours; the number says in every how many rounds."""
+    sides: dict[str, tuple[Side, int]] = {'reference 10': (reference(policy, 10), 5)}
+    for precision, engine in engines.items():
+        sides[f'{precision} 10'] = cycle(engine), 1
+        sides[f'{precision} 10 nothing ahead'] = cycle(engine, ahead=False), 1
+        sides[f'{precision} 10 K8'] = cycle(engine, samples=8), 1
+        sides[f'floor {precision} 10'] = products(policy, 10, 1, precision), 1
+        if full:
+            sides[f'{precision} 100'] = cycle(TimedEngine(policy, 100, precision=precision)), 5
+            sides[f'floor {precision} 10 K8'] = products(policy, 10, 8, precision), 1
+    if full:
+        sides['reference 100'] = reference(policy, 100), 25
+        sides['floor mkl 10'] = products(policy, 10, 1, None), 1
+    return sides
+
+
+def ratios_of(timings: dict[str, list[Timings | None]]) -> dict[str, dict[str, float]]:
+    """Those that say something, of the sides that there are."""
+    wanted = [('reference 10', 'float32 10', 'total'), ('reference 100', 'float32 100', 'total')]
+    for precision in PRECISIONS:
+        wanted += [
+            (f'{precision} 10', f'floor {precision} 10', 'denoise'),
+            (f'{precision} 10 K8', f'floor {precision} 10 K8', 'denoise'),
+            (f'floor {precision} 10 K8', f'floor {precision} 10', 'denoise'),
+            (f'{precision} 10 K8', f'{precision} 10', 'denoise'),
+            (f'{precision} 10 K8', f'{precision} 10', 'total'),
+        ]
+        for theirs in ('paper', 'lerobot'):
+            for their_steps in (10, 100):
+                wanted += [
+                    (f'{theirs} {their_steps}', f'{precision} 10', part) for part in ('total', 'denoise')
+                ]
+    there = [(a, b, part) for a, b, part in wanted if a in timings and b in timings]
+    return {f'{part}: {a} / {b}': ratio(timings, a, b, part) for a, b, part in there}
+
+
+def run(arguments: Arguments, threads: int, width: int) -> dict:
+    """All figures for one number of threads and one width; peers take part at full width."""
+    torch.set_num_threads(threads)
+    full = width == max(arguments.widths)
+    policy = untrained(arguments, width)
+    engines = {precision: TimedEngine(policy, 10, precision=precision) for precision in PRECISIONS}
+    sides = our_sides(policy, engines, full)
+    side = [str(Path(__file__).with_name('policy_side.py'))]
+    commands = {}
+    if full and arguments.theirs:
+        commands['paper'] = [arguments.theirs_python, *side, 'paper', str(arguments.theirs), str(threads)]
+    if full and arguments.lerobot:
+        commands['lerobot'] = [arguments.lerobot, *side, 'lerobot', str(threads)]
+    described = {}
+    with contextlib.ExitStack() as stack:
+        for name, command in commands.items():
+            described[name], made = stack.enter_context(peer(command))
+            sides[f'{name} 10'] = made(10), 5
+            sides[f'{name} 100'] = made(100), 25
+        timings = measure(sides, policy, arguments.rounds)
+    found = {
+        'threads': threads,
+        'width': width,
+        'median_ms': medians(timings),
+        'ratios': ratios_of(timings),
+        'peers': described,
+        'largest_difference': largest_difference(policy, engines['float32'], 10),
+        'first_cycle_ms': first_cycle(engines['float32'], policy),
+    }
+    layers = [m for m in policy.backbone.denoiser.blocks.modules() if isinstance(m, torch.nn.Linear)]
+    flop = 2 * 16 * 10 * sum(layer.weight.numel() for layer in layers)
+    found['gflops'] = {
+        name: flop * (8 if name.endswith('K8') else 1) / parts['denoise'] / 1e6
+        for name, parts in found['median_ms'].items()
+        if name.startswith('floor')
+    }
+    if not full and threads == arguments.threads[0]:
+        found['memory'] = memory(engines['float32'], policy, arguments.memory_cycles)
+    return found
+
+
+def show(found: dict) -> None:
+    """Medians and ratios as tables."""
+    console = Console(width=110)
+    title = f'median ms, {found["threads"]} thread(s), ResNet-18 of {found["width"]} channels'
+    table = Table('side', 'encode', 'modulate', 'denoise', 'total', title=title)
+    for name, parts in found['median_ms'].items():
+        cells = [f'{parts[p]:.2f}' if p in parts else '' for p in ('encode', 'modulate', 'denoise', 'total')]
+        table.add_row(name, *cells)
+    console.print(table)
+    table = Table('ratio', 'median', 'least', 'most')
+    for name, values in found['ratios'].items():
+        table.add_row(name, *(f'{v:.2f}' for v in values.values()))
+    console.print(table)
+    for key in ('gflops', 'largest_difference', 'first_cycle_ms', 'memory', 'peers'):
+        console.print(key, found.get(key))
 
 
 def main(arguments: Arguments) -> None:
     """Measure, print, save."""
-    torch.set_num_threads(arguments.threads)
-    report = measure(arguments)
-    table = Table(title=f'policy cycle, median ms, {report["threads"]} threads')
-    for column in (
-        'denoising steps',
-        'encode',
-        'modulate',
-        'denoise',
-        'total',
-        'naive total',
-        'naive / ours',
-        'denoise / floor',
-    ):
-        table.add_column(column, justify='right')
-    for f in report['figures']:
-        ours = f['ours_ms']
-        table.add_row(
-            str(f['denoising_steps']),
-            *[f'{ours[k]:.2f}' for k in ('encode', 'modulate', 'denoise', 'total')],
-            f'{f["naive_ms"]:.1f}',
-            f'{f["ratio"]:.1f}',
-            f'{ours["denoise"] / f["denoise_floor_ms"]:.1f}',
-        )
-    Console(width=110).print(table)
+    results = []
+    for threads in arguments.threads:
+        for width in arguments.widths:
+            results.append(run(arguments, threads, width))
+            show(results[-1])
+    report = {
+        'torch': torch.__version__,
+        'machine': platform.machine(),
+        'backbone': arguments.backbone,
+        'rounds': arguments.rounds,
+        'results': results,
+    }
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=1) + '\n')

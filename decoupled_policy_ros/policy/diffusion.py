@@ -41,6 +41,9 @@ class NoiseSchedule(Schedule):
         beta = [min(1 - signal((k + 1) / steps) / signal(k / steps), MAX_BETA) for k in range(steps)]
         self.beta = torch.tensor(beta, dtype=torch.float32)
         self.alpha_bar = torch.cumprod(1 - self.beta, 0)
+        self._signal = (
+            self.alpha_bar.tolist()
+        )  # as numbers: taking one out of a tensor costs as much as a step
         self.clean, self.noise = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
 
     def target(self, x_0: Tensor, eps: Tensor, k: Tensor) -> Tensor:
@@ -101,4 +104,4 @@ class NoiseSchedule(Schedule):
         return x_0.clamp(-1, 1), eps
 
     def _alpha_bar(self, k: int) -> float:
-        return float(self.alpha_bar[k]) if k >= 0 else 1.0
+        return self._signal[k] if k >= 0 else 1.0

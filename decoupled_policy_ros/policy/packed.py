@@ -65,17 +65,19 @@ class PackedLinear:
         return cls(linear.weight, linear.bias, rows, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._run(x.to(self._dtype), self._weight, self._bias, 'none', [], None)
+        x = x if x.dtype == self._dtype else x.to(self._dtype)
+        return self._run(x, self._weight, self._bias, 'none', [], None)
 
     def gelu(self, x: Tensor) -> Tensor:
         """Gelu(W x + b)."""
-        return self._run(x.to(self._dtype), self._weight, self._bias, 'gelu', [], 'none')
+        x = x if x.dtype == self._dtype else x.to(self._dtype)
+        return self._run(x, self._weight, self._bias, 'gelu', [], 'none')
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """W x + b + residual, of the residual's type."""
+        """W x + b + residual, of the residual's type; where that is the products' own, x has to have it too."""
         if residual.dtype != self._dtype:
             return residual + self(x)
-        return self._run_and_add(x.to(self._dtype), residual, self._weight, self._bias, 'add')
+        return self._run_and_add(x, residual, self._weight, self._bias, 'add')
 
 
 class PackedConv2d(nn.Module):

@@ -3,7 +3,8 @@
 # make test     all tests; PYTEST_ARGS='-m "not sim"' and the like choose
 # make bench    one policy cycle by stage, beside the same cycle computed naively; recordings made and converted; datasets read and
 #               written, beside LeRobot where LEROBOT_PYTHON names the Python of an environment that has it; a training step,
-#               beside the paper's public code where PAPER_CODE names a checkout of it
+#               beside the paper's public code where PAPER_CODE names a checkout of it. The cycle is measured beside both, the
+#               paper's by PAPER_PYTHON, which has torchvision, diffusers and einops; an environment with LeRobot does
 # make evidence all studies of config/studies, and their tables in docs/evidence.md; a night on one core, resumable
 # make lint     ruff and mypy
 #
@@ -18,6 +19,7 @@ TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 LEROBOT_PYTHON ?=
 PAPER_CODE ?=
+PAPER_PYTHON ?= $(LEROBOT_PYTHON)
 
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
@@ -72,7 +74,11 @@ test: $(READY)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(READY)
-	@$(BIN)/python bench/policy_cycle.py
+	@$(BIN)/python bench/policy_cycle.py $(if $(LEROBOT_PYTHON),--lerobot $(LEROBOT_PYTHON)) \
+	    $(if $(PAPER_CODE),--theirs $(PAPER_CODE) $(if $(PAPER_PYTHON),--theirs-python $(PAPER_PYTHON)))
+	@$(BIN)/python bench/policy_steady.py
+	@$(BIN)/python bench/engines.py
+	@$(BIN)/python bench/precision.py
 	@$(BIN)/python bench/guard.py
 	@$(BIN)/python bench/outputs.py
 	@$(BIN)/python bench/recording.py --json out/bench/recording.json

@@ -17,17 +17,13 @@ without one its rows are left out.
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
-import os
 import platform
 import statistics
 import subprocess
 import sys
-import threading
 import time
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +46,8 @@ Observation = dict[str, tuple[NDArray, ...]]
 #: Milliseconds of a side's parts; a side that has not all parts gives fewer.
 Timings = dict[str, float]
 Side = Callable[[Observation], Timings]
+#: What runs in every so many rounds only is what takes seconds: it does not run before the first one, either.
+LONG = 25
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,8 @@ class Arguments:
         backbone: kind of backbone, with its default sizes.
         threads: numbers of CPU threads to measure with.
         widths: channels of the ResNets after the stem: 64 is full width, the shipped task has 16.
-        rounds: measured rounds; what takes long runs in every fifth.
-        memory_cycles: cycles over which memory is watched.
-        json: write the figures here.
+        rounds: measured rounds; what takes long runs in some of them.
+        json: write the figures here; those of other numbers of threads and widths that are in it stay.
     """
 
     theirs: Path | None = None
@@ -76,8 +73,7 @@ class Arguments:
     backbone: str = 'dp_mlp'
     threads: tuple[int, ...] = (1, 2)
     widths: tuple[int, ...] = (64, 16)
-    rounds: int = 25
-    memory_cycles: int = 3000
+    rounds: int = 17
     json: Path | None = Path('docs/bench/policy_cycle.json')
 
 
@@ -184,18 +180,23 @@ def measure(
     timings: dict[str, list[Timings | None]] = {name: [] for name in sides}
     for number in range(-1, rounds):
         for name, (side, every) in sides.items():
-            taken = side(observed(policy.contract, rng)) if number % every == 0 or number < 0 else None
+            taken = (
+                side(observed(policy.contract, rng))
+                if number % every == 0 or (number < 0 and every < LONG)
+                else None
+            )
             if number >= 0:
                 timings[name].append(taken)
     return timings
 
 
-def medians(timings: dict[str, list[Timings | None]]) -> dict[str, Timings]:
-    """Of each side's parts, in milliseconds."""
+def each(
+    timings: dict[str, list[Timings | None]], of: Callable[[Iterable[float]], float]
+) -> dict[str, Timings]:
+    """The median, or another figure, of each side's parts, in milliseconds."""
     found = {name: [t for t in values if t is not None] for name, values in timings.items()}
     return {
-        name: {part: statistics.median(t[part] for t in values) for part in values[0]}
-        for name, values in found.items()
+        name: {part: of([t[part] for t in values]) for part in values[0]} for name, values in found.items()
     }
 
 
@@ -219,47 +220,6 @@ def largest_difference(policy: Policy, engine: Engine, steps: int) -> float:
     return largest
 
 
-def first_cycle(engine: Engine, policy: Policy) -> dict[str, float]:
-    """Milliseconds of the first cycle in a thread of its own, as after activation, and the median of those after it."""
-    rng, taken = np.random.default_rng(2), []
-
-    def work() -> None:
-        taken.extend(engine(observed(policy.contract, rng)).timings_ms['total'] for _ in range(16))
-
-    engine.warm_up()
-    worker = threading.Thread(target=work)
-    worker.start()
-    worker.join()
-    return {'first': taken[0], 'median_of_15_after': statistics.median(taken[1:])}
-
-
-def memory(engine: Engine, policy: Policy, cycles: int) -> dict[str, float]:
-    """Growth (kB) of resident memory, and of what Python has allocated, over so many cycles after a hundred."""
-    rng = np.random.default_rng(3)
-    observations = [observed(policy.contract, rng) for _ in range(16)]
-    side = cycle(engine)
-
-    def run(count: int) -> None:
-        for i in range(count):
-            side(observations[i % len(observations)])
-        gc.collect()
-
-    def resident_kb() -> float:
-        return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1024
-
-    run(100)
-    before = resident_kb()
-    run(cycles)
-    grown = resident_kb() - before
-    tracemalloc.start()
-    run(20)
-    traced = tracemalloc.get_traced_memory()[0]
-    run(cycles // 10)
-    traced_grown = (tracemalloc.get_traced_memory()[0] - traced) / 1024
-    tracemalloc.stop()
-    return {'cycles': cycles, 'resident_kb': grown, 'traced_cycles': cycles // 10, 'traced_kb': traced_grown}
-
-
 def our_sides(policy: Policy, engines: dict[str, Engine], full: bool) -> dict[str, tuple[Side, int]]:
     """What is measured of ours; the number says in every how many rounds."""
     sides: dict[str, tuple[Side, int]] = {'reference 10': (reference(policy, 10), 5)}
@@ -272,7 +232,7 @@ def our_sides(policy: Policy, engines: dict[str, Engine], full: bool) -> dict[st
             sides[f'{precision} 100'] = cycle(TimedEngine(policy, 100, precision=precision)), 5
             sides[f'floor {precision} 10 K8'] = products(policy, 10, 8, precision), 1
     if full:
-        sides['reference 100'] = reference(policy, 100), 25
+        sides['reference 100'] = reference(policy, 100), LONG
         sides['floor mkl 10'] = products(policy, 10, 1, None), 1
     return sides
 
@@ -314,17 +274,21 @@ def run(arguments: Arguments, threads: int, width: int) -> dict:
     with contextlib.ExitStack() as stack:
         for name, command in commands.items():
             described[name], made = stack.enter_context(peer(command))
-            sides[f'{name} 10'] = made(10), 5
-            sides[f'{name} 100'] = made(100), 25
+            sides[f'{name} 10'] = made(10), 8
+            sides[f'{name} 100'] = made(100), LONG
         timings = measure(sides, policy, arguments.rounds)
     found = {
         'threads': threads,
         'width': width,
-        'median_ms': medians(timings),
+        'backbone': arguments.backbone,
+        'rounds': arguments.rounds,
+        'torch': torch.__version__,
+        'machine': platform.machine(),
+        'median_ms': each(timings, statistics.median),
+        'least_ms': each(timings, min),
         'ratios': ratios_of(timings),
         'peers': described,
         'largest_difference': largest_difference(policy, engines['float32'], 10),
-        'first_cycle_ms': first_cycle(engines['float32'], policy),
     }
     layers = [m for m in policy.backbone.denoiser.blocks.modules() if isinstance(m, torch.nn.Linear)]
     flop = 2 * 16 * 10 * sum(layer.weight.numel() for layer in layers)
@@ -333,8 +297,6 @@ def run(arguments: Arguments, threads: int, width: int) -> dict:
         for name, parts in found['median_ms'].items()
         if name.startswith('floor')
     }
-    if not full and threads == arguments.threads[0]:
-        found['memory'] = memory(engines['float32'], policy, arguments.memory_cycles)
     return found
 
 
@@ -351,27 +313,26 @@ def show(found: dict) -> None:
     for name, values in found['ratios'].items():
         table.add_row(name, *(f'{v:.2f}' for v in values.values()))
     console.print(table)
-    for key in ('gflops', 'largest_difference', 'first_cycle_ms', 'memory', 'peers'):
+    for key in ('gflops', 'largest_difference', 'peers'):
         console.print(key, found.get(key))
+
+
+def save(path: Path, found: dict) -> None:
+    """Put one run's figures in the place of those of the same number of threads and width."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(path.read_text()) if path.is_file() else []
+    runs = {(r['threads'], r['width']): r for r in [*before, found]}
+    path.write_text(json.dumps([runs[key] for key in sorted(runs)], indent=1) + '\n')
 
 
 def main(arguments: Arguments) -> None:
     """Measure, print, save."""
-    results = []
     for threads in arguments.threads:
         for width in arguments.widths:
-            results.append(run(arguments, threads, width))
-            show(results[-1])
-    report = {
-        'torch': torch.__version__,
-        'machine': platform.machine(),
-        'backbone': arguments.backbone,
-        'rounds': arguments.rounds,
-        'results': results,
-    }
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+            found = run(arguments, threads, width)
+            show(found)
+            if arguments.json:
+                save(arguments.json, found)
 
 
 if __name__ == '__main__':

@@ -390,3 +390,12 @@ def test_quaternion_does_not_jump_as_the_wrist_turns(arm):
 def test_wrong_joint_vector_is_refused(arm, shape):
     with pytest.raises(MessageError, match='joint'):
         Proprioception(*arm)(np.zeros(shape))
+
+
+def test_the_newest_samples_are_those_that_an_observation_may_yet_be_made_of():
+    streams = sampler([40, 50, 60, 95, 100, 105], [45, 98])
+    newest = streams.newest(0)
+    assert {name: array.tolist() for name, array in newest.items()} == {'joints': [105.0], 'camera': [98.0]}
+    assert newest['camera'] is streams.sample(100 * MS).frames['camera'][-1]  # the very same array
+    assert set(streams.newest(99 * MS)) == {'joints'}
+    assert streams.newest(106 * MS) == {}

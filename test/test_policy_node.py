@@ -1,6 +1,7 @@
 """policy_node as a process, with a test that plays the robot: it publishes what it likes and watches the commands."""
 
 import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -401,7 +402,7 @@ def unconfigured(node, peer) -> Iterator[FakeRobot]:
         assert peer.change_state('deactivate')
     if state != 'unconfigured':
         assert peer.change_state('cleanup')
-    names = ('robot', 'task', 'backbone', 'instruction')
+    names = ('robot', 'task', 'backbone', 'instruction', 'cores')
     before = {name: peer.parameter('policy_node', name).string_value for name in names}
     yield peer
     for name, value in before.items():
@@ -455,6 +456,11 @@ def test_an_unknown_robot_or_task_is_refused_with_the_valid_ones(unconfigured, n
     assert "'pandora'" in log
     assert 'panda_sim' in log
     assert 'juggling' in refused(unconfigured, node, robot='panda_sim', task='juggling')
+
+
+def test_cores_that_are_not_there_are_refused_with_the_valid_ones(unconfigured, node):
+    log = refused(unconfigured, node, cores='4096')
+    assert f'may not run on 4096; valid: {min(os.sched_getaffinity(0))}' in log
 
 
 def test_an_instruction_that_the_task_was_not_trained_on_is_refused(unconfigured, node):

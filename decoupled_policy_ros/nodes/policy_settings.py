@@ -60,7 +60,7 @@ class PolicySettings:
     precision: str = _parameter(
         'float32',
         "what the network's large products are computed in: 'float32', or 'bfloat16' on a CPU that has it: faster, and "
-        'commands differ by hundredths of a millimetre',
+        'poses differ by half a millimetre or so, see docs/performance.md',
         choices=('float32', 'bfloat16'),
     )
     denoising_steps: int = _parameter(10, 'DDIM steps of a chunk', integer=(1, 1000))

@@ -1,0 +1,104 @@
+"""Whether the first policy cycle is like all others, and memory like before it.
+
+    python bench/policy_steady.py                                                     (make bench)
+
+The policy is that of `policy_cycle.py`, at the width of the shipped task; pictures are new in every cycle, so that
+nothing is taken from memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import statistics
+import threading
+import tracemalloc
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from policy_cycle import Arguments as Sizes
+from policy_cycle import TimedEngine, cycle, observed, untrained
+from rich.console import Console
+
+from decoupled_policy_ros.policy import Policy
+from decoupled_policy_ros.policy.packed import PRECISIONS
+from decoupled_policy_ros.runtime.engine import Engine
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of this script.
+
+    Attributes:
+        width: channels of the ResNets after the stem.
+        cycles: over which memory is watched.
+        json: write the figures here.
+    """
+
+    width: int = 16
+    cycles: int = 3000
+    json: Path | None = Path('docs/bench/policy_steady.json')
+
+
+def first_cycle(engine: Engine, policy: Policy) -> dict[str, float]:
+    """Milliseconds of the first cycle in a thread of its own, as after activation, and the median of those after it."""
+    rng, taken = np.random.default_rng(2), []
+
+    def work() -> None:
+        taken.extend(engine(observed(policy.contract, rng)).timings_ms['total'] for _ in range(16))
+
+    engine.warm_up()
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    return {'first': taken[0], 'median_of_15_after': statistics.median(taken[1:])}
+
+
+def memory(engine: Engine, policy: Policy, cycles: int) -> dict[str, float]:
+    """Growth (kB) of resident memory, and of what Python has allocated, over so many cycles after a hundred."""
+    rng = np.random.default_rng(3)
+    side = cycle(engine)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            side(observed(policy.contract, rng))
+        gc.collect()
+
+    def resident_kb() -> float:
+        return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1024
+
+    run(100)
+    before = resident_kb()
+    run(cycles)
+    grown = resident_kb() - before
+    tracemalloc.start()
+    run(20)
+    traced = tracemalloc.get_traced_memory()[0]
+    run(cycles // 10)
+    traced_grown = (tracemalloc.get_traced_memory()[0] - traced) / 1024
+    tracemalloc.stop()
+    return {'cycles': cycles, 'resident_kb': grown, 'traced_cycles': cycles // 10, 'traced_kb': traced_grown}
+
+
+def main(arguments: Arguments) -> None:
+    """Measure, print, save."""
+    torch.set_num_threads(1)
+    policy = untrained(Sizes(), arguments.width)
+    report: dict = {'torch': torch.__version__, 'machine': platform.machine(), 'width': arguments.width}
+    for precision in PRECISIONS:
+        engine = TimedEngine(policy, 10, precision=precision)
+        report[precision] = {'first_cycle_ms': first_cycle(engine, policy)}
+        report[precision]['memory'] = memory(engine, policy, arguments.cycles)
+    Console().print(report)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main(tyro.cli(Arguments))

@@ -63,6 +63,7 @@ class Arguments:
         threads: numbers of CPU threads to measure with.
         widths: channels of the ResNets after the stem: 64 is full width, the shipped task has 16.
         rounds: measured rounds; what takes long runs in some of them.
+        all: also what takes many seconds: 100 steps of the reference and of the peers.
         json: write the figures here; those of other numbers of threads and widths that are in it stay.
     """
 
@@ -74,6 +75,7 @@ class Arguments:
     threads: tuple[int, ...] = (1, 2)
     widths: tuple[int, ...] = (64, 16)
     rounds: int = 17
+    all: bool = True
     json: Path | None = Path('docs/bench/policy_cycle.json')
 
 
@@ -271,11 +273,14 @@ def run(arguments: Arguments, threads: int, width: int) -> dict:
     if full and arguments.lerobot:
         commands['lerobot'] = [arguments.lerobot, *side, 'lerobot', str(threads)]
     described = {}
+    if not arguments.all:
+        sides = {name: (side, every) for name, (side, every) in sides.items() if every < LONG}
     with contextlib.ExitStack() as stack:
         for name, command in commands.items():
             described[name], made = stack.enter_context(peer(command))
             sides[f'{name} 10'] = made(10), 8
-            sides[f'{name} 100'] = made(100), LONG
+            if arguments.all:
+                sides[f'{name} 100'] = made(100), LONG
         timings = measure(sides, policy, arguments.rounds)
     found = {
         'threads': threads,

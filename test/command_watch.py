@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from limits_checker import JointChecker, LimitsChecker
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from spun_node import SpunNode
 from std_msgs.msg import Float64
 from trajectory_msgs.msg import JointTrajectory
 
@@ -91,31 +88,16 @@ def _motion(message: JointTrajectory) -> JointMotion:
     )
 
 
-class CommandWatch:
-    """A node of its own, spun in a thread, that subscribes to whatever `listen` names."""
+class CommandWatch(SpunNode):
+    """Subscribes to whatever `listen` names."""
 
     def __init__(self) -> None:
-        self._context = rclpy.Context()
-        rclpy.init(args=[], context=self._context)
-        self._node = Node('command_watch', context=self._context)
+        super().__init__('command_watch')
         self._lock = threading.Lock()
         self._arms: dict[str, Arm] = {}
         self._heard: set[str] = set()
         self._heard_s = 0.0
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        with suppress(ExternalShutdownException):
-            self._executor.spin()
-
-    def close(self) -> None:
-        """Leave the graph."""
-        self._executor.shutdown()
-        self._context.try_shutdown()
-        self._thread.join(10)
+        self.spin_in_background()
 
     def listen(self, namespace: str, node: str, robot: RobotDescription, guarded: bool) -> None:
         """Look at the commands in a namespace from now on, and at the status of the node that gives them."""
@@ -138,7 +120,7 @@ class CommandWatch:
             if name not in self._heard:
                 self._heard.add(name)
                 take = partial(self._take, namespace, kind)
-                self._node.create_subscription(message_type, name, lambda m, i, t=take: t(m, i), qos)
+                self.create_subscription(message_type, name, lambda m, i, t=take: t(m, i), qos)
 
     def _take(self, namespace: str, kind: str, message: Any, info: Any) -> None:
         with self._lock:

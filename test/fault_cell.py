@@ -6,12 +6,13 @@ when ~/status and /diagnostics say why, and when what is right to go on by itsel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from diagnostic_msgs.msg import DiagnosticStatus
 from live_robot import Body, Faults
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from ros_harness import NodeProcess, PolicyPeer, node_process
 from told_policy import circle, save_told_policy
 
 from decoupled_policy_ros.observation.messages import pose_from_message
+from decoupled_policy_ros.robot.description import robot_file
 
 #: The last so many commands alike: the arm is at rest.
 AT_REST = 6
@@ -107,6 +109,14 @@ class Cell(PolicyPeer):
         self.is_moving()
         assert int(self.diagnostics('policy')['holds']) == holds
         self.body.faults = Faults()
+
+
+def changed_robot(folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """Path of a description that is the simulated Panda's but for a change."""
+    description = yaml.safe_load(robot_file('panda_sim').read_text())
+    change(description)
+    (folder / 'panda.yaml').write_text(yaml.safe_dump(description))
+    return str(folder / 'panda.yaml')
 
 
 def policy_parameters(folder: Path, **parameters: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from command_watch import CommandWatch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
@@ -24,10 +23,9 @@ from rcl_interfaces.srv import (
     SetParameters,
     SetParametersAtomically,
 )
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
+from spun_node import SpunNode
 from std_msgs.msg import Float64
 
 from decoupled_policy_ros.errors import DecoupledPolicyError
@@ -149,29 +147,14 @@ def node_process(
         process.stop()
 
 
-class Peer(Node):
+class Peer(SpunNode):
     """A node of the test's own, spun in a thread; records what it subscribes to, asks services, and waits."""
 
     def __init__(self, namespace: str = '') -> None:
-        self._context = rclpy.Context()
-        rclpy.init(args=[], context=self._context)
-        super().__init__('test_peer', namespace=namespace, context=self._context)
+        super().__init__('test_peer', namespace)
         self._condition = threading.Condition()
         self._received: dict[str, list[Any]] = {}
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        with suppress(ExternalShutdownException):
-            self._executor.spin()
-
-    def close(self) -> None:
-        """Stop spinning and leave the graph."""
-        self._executor.shutdown()
-        self._context.try_shutdown()
-        self._thread.join(10)
+        self.spin_in_background()
 
     def record(self, kind: type, topic: str, qos: QoSProfile = STATE) -> None:
         """Collect every message of a topic from now on."""

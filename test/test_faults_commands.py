@@ -1,6 +1,7 @@
 """Faults around the commands: two that command one arm, a policy that is killed, and one that is told to stop."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -44,6 +45,22 @@ def enable(cell: Cell, node: str, enabled: bool) -> SetBool.Response:
     return cell.call(SetBool, f'{node}/enable', SetBool.Request(data=enabled))
 
 
+@contextmanager
+def commanded_by_somebody_else(cell: Cell, topic: str = 'target_pose') -> Iterator[None]:
+    """The robot's own process says where it wants to be, ten times a second; what comes of it is not judged."""
+    somebody = cell.create_publisher(PoseStamped, topic, COMMAND)
+    pose = cell.body.kinematics.forward(cell.body.joints_rad)
+
+    def command() -> None:
+        somebody.publish(pose_stamped(pose, ROBOT.base_frame, cell.get_clock().now().nanoseconds))
+
+    timer = cell.create_timer(0.1, command)
+    yield
+    timer.cancel()
+    cell.destroy_publisher(somebody)
+    WATCHED.forgive('somebody else commanded, too')
+
+
 def test_deactivated_in_the_middle_of_a_chunk_it_comes_to_rest_first(node, cell):
     cell.is_moving()
     assert last_speed_m_s(cell) > 0.05
@@ -81,7 +98,9 @@ def test_a_policy_gives_way_to_an_operator(node, cell, tmp_path):
         WATCHED.forgive('where the one begins the other has a few commands on the way')
         assert 'commands /target_pose too' in enable(cell, 'policy_node', True).message
         cell.is_at_rest()  # the operator has the arm, and holds it still
-    cell.destroy_timer(timer)
+        with commanded_by_somebody_else(cell):
+            cell.says('teleop_node', '/test_peer commands /target_pose too')
+    timer.cancel()
     cell.wait_for(lambda: enable(cell, 'policy_node', True).success, 'it to be let go')
     cell.is_moving()
 
@@ -105,23 +124,24 @@ def test_a_second_policy_refuses_to_command_the_arm(node, cell, tmp_path):
     cell.is_moving()
 
 
-def test_beside_another_commander_it_goes_on_if_it_was_told_to(node, cell):
+def test_beside_another_commander_it_goes_on_if_it_was_told_to(node, cell, tmp_path):
     assert cell.change_state('deactivate') and cell.change_state('cleanup')
     assert cell.set_parameter('policy_node', 'other_commanders', 'go_on') == (True, '')
     assert cell.change_state('configure') and cell.change_state('activate')
     cell.is_moving()
-    somebody = cell.create_publisher(PoseStamped, 'target_pose', COMMAND)
-    target = pose_stamped(cell.body.kinematics.forward(ROBOT.home_rad), ROBOT.base_frame, 1)
-    timer = cell.create_timer(0.1, lambda: somebody.publish(target))
-    warning = '/test_peer commands /target_pose too'
-    cell.wait_for(lambda: warning in node.output(), 'the warning')
-    values = cell.reported('policy', 'following', after=2)
-    assert values['other_commanders'] == '/test_peer on /target_pose'
-    cell.destroy_timer(timer)
-    cell.destroy_publisher(somebody)
+    with commanded_by_somebody_else(cell):
+        warning = '/test_peer commands /target_pose too'
+        cell.wait_for(lambda: warning in node.output(), 'the warning')
+        values = cell.reported('policy', 'following', after=2)
+        assert values['other_commanders'] == '/test_peer on /target_pose'
     cell.is_moving()
-    WATCHED.forgive('somebody commanded whatever he liked')
+    cell.record(DiagnosticStatus, 'command_guard_node/status', LATCHED)
+    with node_process('command_guard_node', tmp_path / 'guard.log') as guard:
+        with commanded_by_somebody_else(cell, 'target_pose_in'):
+            cell.says('command_guard_node', '/policy_node commands /target_pose too')
+        assert 'Traceback' not in guard.output()
     assert cell.change_state('deactivate')
+    WATCHED.forgive('two commanded at once')
 
 
 def test_killed_in_the_middle_of_a_motion_and_started_again(tmp_path):

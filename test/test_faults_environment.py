@@ -4,13 +4,10 @@ import resource
 from collections.abc import Iterator
 
 import pytest
-import yaml
-from fault_cell import Cell, policy_parameters, running_policy
+from fault_cell import Cell, changed_robot, policy_parameters, running_policy
 from ros_harness import TIMEOUT_S, NodeProcess, node_process
 from std_msgs.msg import Float64, String
 from told_policy import INSTRUCTION
-
-from decoupled_policy_ros.robot.description import robot_file
 
 pytestmark = pytest.mark.process
 
@@ -26,10 +23,9 @@ def cell() -> Iterator[Cell]:
 def node(tmp_path_factory) -> Iterator[NodeProcess]:
     """The policy of an arm whose gripper is told by an action, where there is no such action."""
     folder = tmp_path_factory.mktemp('faults')
-    description = yaml.safe_load(robot_file('panda_sim').read_text())
-    description['gripper']['action'] = {'name': 'grip', 'half_width': True, 'max_effort_n': 20.0}
-    (folder / 'panda.yaml').write_text(yaml.safe_dump(description))
-    with running_policy(folder, robot=str(folder / 'panda.yaml')) as node:
+    action = {'name': 'grip', 'half_width': True, 'max_effort_n': 20.0}
+    robot = changed_robot(folder, lambda description: description['gripper'].update(action=action))
+    with running_policy(folder, robot=robot) as node:
         yield node
 
 

@@ -4,12 +4,9 @@ import math
 from collections.abc import Iterator
 
 import pytest
-import yaml
-from fault_cell import Cell, running_policy
+from fault_cell import Cell, changed_robot, running_policy
 from live_robot import CAMERAS, JOINTS, STREAMS, Faults
 from ros_harness import NodeProcess
-
-from decoupled_policy_ros.robot.description import robot_file
 
 pytestmark = pytest.mark.process
 
@@ -27,11 +24,12 @@ def cell() -> Iterator[Cell]:
 def node(tmp_path_factory) -> Iterator[NodeProcess]:
     """The policy of an arm whose file says how large the pictures are."""
     folder = tmp_path_factory.mktemp('faults')
-    description = yaml.safe_load(robot_file('panda_sim').read_text())
-    for camera in description['cameras'].values():
-        camera['size'] = [84, 84]
-    (folder / 'panda.yaml').write_text(yaml.safe_dump(description))
-    with running_policy(folder, robot=str(folder / 'panda.yaml')) as node:
+
+    def sized(description: dict) -> None:
+        for camera in description['cameras'].values():
+            camera['size'] = [84, 84]
+
+    with running_policy(folder, robot=changed_robot(folder, sized)) as node:
         yield node
 
 

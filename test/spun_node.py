@@ -1,0 +1,40 @@
+"""A node with a context and an executor of its own, spun in a thread."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+
+
+class SpunNode(Node):
+    """Spins from `spin_in_background` until `close`.
+
+    Args:
+        name, namespace: of the node.
+    """
+
+    def __init__(self, name: str, namespace: str = '') -> None:
+        self._context = rclpy.Context()
+        rclpy.init(args=[], context=self._context)
+        super().__init__(name, namespace=namespace, context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+
+    def spin_in_background(self) -> None:
+        """Begin, once everything that callbacks need is there."""
+        self._thread.start()
+
+    def _spin(self) -> None:
+        with suppress(ExternalShutdownException):
+            self._executor.spin()
+
+    def close(self) -> None:
+        """Stop spinning and leave the graph."""
+        self._executor.shutdown()
+        self._context.try_shutdown()
+        self._thread.join(10)

@@ -354,6 +354,7 @@ def test_every_documented_topic_parameter_and_service_is_there(robot):
         '/gripper_command': 'std_msgs/msg/Float64',
         '/policy_node/trajectory': 'trajectory_msgs/msg/MultiDOFJointTrajectory',
         '/policy_node/path': 'nav_msgs/msg/Path',
+        '/policy_node/cycles': 'std_msgs/msg/String',
         '/policy_node/status': 'diagnostic_msgs/msg/DiagnosticStatus',
         '/diagnostics': 'diagnostic_msgs/msg/DiagnosticArray',
     }.items() <= published.items()

@@ -5,6 +5,7 @@
 #               written, beside LeRobot where LEROBOT_PYTHON names the Python of an environment that has it; a training step,
 #               beside the paper's public code where PAPER_CODE names a checkout of it. The cycle is measured beside both, the
 #               paper's by PAPER_PYTHON, which has torchvision, diffusers and einops; an environment with LeRobot does
+# make soak     an hour of a policy beside random faults, every command looked at; docs/bench/soak.json
 # make evidence all studies of config/studies, and their tables in docs/evidence.md; a night on one core, resumable
 # make lint     ruff and mypy
 #
@@ -52,7 +53,7 @@ unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 export MUJOCO_GL ?= egl
 
-.PHONY: venv demo test bench evidence lint clean
+.PHONY: venv demo test bench soak evidence lint clean
 
 venv: $(READY)
 
@@ -85,6 +86,9 @@ bench: $(READY)
 	@$(BIN)/python bench/conversion.py
 	@$(BIN)/python bench/dataset_reader.py $(if $(LEROBOT_PYTHON),--python $(LEROBOT_PYTHON))
 	@$(BIN)/python bench/training_step.py $(if $(PAPER_CODE),--theirs $(PAPER_CODE))
+
+soak: $(READY)
+	@$(BIN)/python bench/soak.py
 
 # Hours on two cores; interrupt it and run it again as you like.
 evidence: $(READY)

@@ -81,6 +81,8 @@ bench: $(READY)
 	@$(BIN)/python bench/engines.py
 	@$(BIN)/python bench/precision.py
 	@$(BIN)/python bench/guard.py
+	@$(BIN)/python bench/inpainting.py
+	@$(BIN)/python bench/seams.py
 	@$(BIN)/python bench/outputs.py
 	@$(BIN)/python bench/recording.py --json out/bench/recording.json
 	@$(BIN)/python bench/conversion.py

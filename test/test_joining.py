@@ -139,7 +139,8 @@ def test_a_chunk_begins_when_it_takes_over_and_not_before():
 def test_chunks_that_are_adopted_before_the_one_before_has_begun_come_in_turn():
     direct = Direct()
     chunks = [
-        Chunk(wandering(i), T0_NS + i * PERIOD_NS, 20.0, begins_ns=T0_NS + i * 3 * PERIOD_NS) for i in range(4)
+        Chunk(wandering(i), T0_NS + i * PERIOD_NS, 20.0, begins_ns=T0_NS + i * 3 * PERIOD_NS)
+        for i in range(4)
     ]
     direct.adopt(Plan(chunks[0]))
     direct.follow(T0_NS)

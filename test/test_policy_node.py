@@ -501,7 +501,8 @@ def test_in_real_time_commands_interpolate_the_chunks(tmp_path, task_folder):
             holds = int(said[-1])
             assert robot.change_state('deactivate')
             returned_ns = robot.get_clock().now().nanoseconds
-            robot.diagnostics('policy', after=2)  # two seconds later
+            reports = len(robot.received('/diagnostics'))
+            robot.wait_for(lambda: len(robot.received('/diagnostics')) > reports + 1, 'a second to pass')
             timer.cancel()
             commands, chunks = robot.received('target_pose'), robot.received('policy_node/trajectory')
             assert 'Traceback' not in process.output()

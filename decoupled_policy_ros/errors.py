@@ -28,7 +28,9 @@ class MessageError(DecoupledPolicyError):
 class ObservationError(DecoupledPolicyError):
     """No valid observation exists for the time asked for. Nothing is ever filled in."""
 
-    def __init__(self, message: str, *, stream: str, age_s: float | None = None, limit_s: float | None = None):
+    def __init__(
+        self, message: str, *, stream: str, age_s: float | None = None, limit_s: float | None = None
+    ):
         super().__init__(message)
         self.stream = stream
         self.age_s = age_s

@@ -285,7 +285,9 @@ def test_demonstrations_are_written_and_do_not_depend_on_the_workers(lift, tmp_p
 def test_two_tasks_of_one_scene_share_a_dataset_and_begin_alike(tmp_path):
     out = tmp_path / 'demos'
     tasks = ['lift_red', 'lift_green']
-    demonstrations.make_demonstrations(tasks, 1, out, images=False, seed=2, workers=1, noise=False, quiet=True)
+    demonstrations.make_demonstrations(
+        tasks, 1, out, images=False, seed=2, workers=1, noise=False, quiet=True
+    )
     red, green = (Dataset.open(out).episode(i) for i in range(2))
     assert (red.instruction, green.instruction) == ('lift the red cube', 'lift the green cube')
     states = [e.arrays['observation.object_state'] for e in (red, green)]

@@ -242,9 +242,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_naming_what_differs(
 ):
     train_task(task_config(demonstrations, backbone), tmp_path)
     with pytest.raises(TrainingError, match='batch_size: 4 there, 5 here'):
-        train_task(
-            task_config(demonstrations, backbone, optimisation=LOOP | {'batch_size': 5}), tmp_path
-        )
+        train_task(task_config(demonstrations, backbone, optimisation=LOOP | {'batch_size': 5}), tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named(demonstrations, backbone, tmp_path):

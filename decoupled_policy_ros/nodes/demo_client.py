@@ -52,7 +52,9 @@ class DemoClient(Node):
         self.start_ns = 0  # stamp of the episode's first chunk
         self.succeeded = False
         self._success_sent = 0
-        self._clocks: deque[tuple[int, int]] = deque(maxlen=200)  # when each was sent (wall), and what it says
+        self._clocks: deque[tuple[int, int]] = deque(
+            maxlen=200
+        )  # when each was sent (wall), and what it says
         self.cycles = 0
         self.holds = 0
         self._holding = False
@@ -142,7 +144,9 @@ class DemoClient(Node):
 
         Messages wait here while a frame is being filmed, so the order in which they are taken says nothing.
         """
-        return min((now_ns for sent, now_ns in self._clocks if sent > self._success_sent), default=self.now_ns)
+        return min(
+            (now_ns for sent, now_ns in self._clocks if sent > self._success_sent), default=self.now_ns
+        )
 
     def _on_clock(self, message: Clock, info: dict[str, Any]) -> None:
         self.now_ns = time_ns(message.clock)

@@ -191,7 +191,9 @@ class PolicyNode(LifecycleNode):
 
     def _release(self) -> None:
         if self.loop is not None:
-            if self.context.ok():  # after Ctrl-C nothing can be said any more, and it may come on the way to rest
+            if (
+                self.context.ok()
+            ):  # after Ctrl-C nothing can be said any more, and it may come on the way to rest
                 with suppress(RCLError):
                     self.loop.enable(False)
             self.loop.stop()

@@ -133,7 +133,9 @@ class Stage1Config(_Strict):
     @classmethod
     def _lowest_first(cls, value: tuple[tuple[float, ...], ...] | None) -> Any:
         if value is not None and not all(low < high for low, high in zip(*value, strict=True)):
-            raise ValueError('position_range_m is [lowest x, y, z], [highest x, y, z], each lower than the other')
+            raise ValueError(
+                'position_range_m is [lowest x, y, z], [highest x, y, z], each lower than the other'
+            )
         return value
 
 
@@ -157,7 +159,9 @@ class EncoderConfig(_Strict):
 class LanguageConfig(_Strict):
     """How a policy's instructions are told apart."""
 
-    model: str = Field(description='a sentence-transformers model: folder, name in models/language, or hub name')
+    model: str = Field(
+        description='a sentence-transformers model: folder, name in models/language, or hub name'
+    )
     feature_dim: PositiveInt = 64
 
 
@@ -217,7 +221,9 @@ class Stage2Config(_Strict):
     @model_validator(mode='after')
     def _fits_together(self) -> Stage2Config:
         if self.instruction is not None and self.language is not None:
-            raise ValueError('`instruction` makes all instructions one, `language` tells them apart: leave one out')
+            raise ValueError(
+                '`instruction` makes all instructions one, `language` tells them apart: leave one out'
+            )
         if self.backbone is not None and not isinstance(self.backbone, str):
             require_mechanism(self.backbone, self.conditioning)
         return self

@@ -22,6 +22,7 @@ from decoupled_policy_ros.nodes.demo import run_demo
 from decoupled_policy_ros.nodes.demo_client import DemoError
 from decoupled_policy_ros.observation.messages import joint_positions_from_message, pose_from_message
 from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.runtime.engine import noise_seed
 from decoupled_policy_ros.training.evaluation import Evaluation, Rollout
 
 pytestmark = [
@@ -40,18 +41,28 @@ def task_folder(tmp_path_factory) -> Path:
     return save_untrained_policy(tmp_path_factory.mktemp('models'))
 
 
-def without_ros(task_folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Commanded poses (STEPS, 4, 4) and joint positions (STEPS, 9) before each, of the evaluation's own loop."""
+def without_ros(task_folder: Path, begins_ns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Commanded poses (STEPS, 4, 4) and joint positions (STEPS, 9) before each, of the evaluation's own loop.
+
+    Args:
+        begins_ns: stamp of the first observation in the node, whose noise is that of seed and stamp.
+    """
     spec = Evaluation(str(task_folder), 'lift', denoising_steps=DENOISING_STEPS, max_steps=STEPS)
     rollout = Rollout(spec)
-    commands, joints, step = [], [], rollout.sim.step
+    commands, joints, stamps_ns = [], [], []
+    step, many = rollout.sim.step, rollout.engine.many
 
     def recording(pose, gripper) -> None:
         commands.append(pose)
         joints.append(rollout.sim.joint_positions)
         step(pose, gripper)
 
-    rollout.sim.step = recording
+    def with_the_nodes_noise(observations, generators, *rest):
+        stamps_ns.append(rollout.sim.stamp_ns)
+        generators[0].manual_seed(noise_seed(SEED, begins_ns + stamps_ns[-1] - stamps_ns[0]))
+        return many(observations, generators, *rest)
+
+    rollout.sim.step, rollout.engine.many = recording, with_the_nodes_noise
     rollout.run(SEED)
     rollout.sim.close()
     return np.stack(commands[-STEPS:]), np.stack(joints[-STEPS:])
@@ -59,7 +70,6 @@ def without_ros(task_folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def test_over_dds_it_is_the_same_run_as_without_ros(task_folder, tmp_path):
     """However slow either process is: the simulated clock waits for each command, so nothing depends on timing."""
-    expected_commands, expected_joints = without_ros(task_folder)
     peer = PolicyPeer()
     simulator = {'seed': SEED - 1, 'real_time_factor': 0.0, 'lockstep_timeout_s': 30.0}
     policy = {
@@ -83,6 +93,7 @@ def test_over_dds_it_is_the_same_run_as_without_ros(task_folder, tmp_path):
         peer.close()
     stamps_ns = [time_ns(command.header.stamp) for command in commands]
     assert all(b - a == PERIOD_NS for a, b in pairwise(stamps_ns))
+    expected_commands, expected_joints = without_ros(task_folder, stamps_ns[0])
     joints = {time_ns(s.header.stamp): joint_positions_from_message(s, ROBOT.all_joint_names) for s in states}
     np.testing.assert_allclose(np.stack([joints[stamp] for stamp in stamps_ns]), expected_joints, atol=1e-6)
     poses = np.stack([pose_from_message(command, ROBOT.base_frame) for command in commands])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -89,10 +90,15 @@ def _motion(message: JointTrajectory) -> JointMotion:
 
 
 class CommandWatch(SpunNode):
-    """Subscribes to whatever `listen` names."""
+    """Subscribes to whatever `listen` names.
 
-    def __init__(self) -> None:
+    Args:
+        running: whether any of the nodes that it looks at runs; else a test itself says what is said on their topics.
+    """
+
+    def __init__(self, running: Callable[[], bool] = lambda: True) -> None:
         super().__init__('command_watch')
+        self._running = running
         self._lock = threading.Lock()
         self._arms: dict[str, Arm] = {}
         self._heard: set[str] = set()
@@ -123,6 +129,8 @@ class CommandWatch(SpunNode):
                 self.create_subscription(message_type, name, lambda m, i, t=take: t(m, i), qos)
 
     def _take(self, namespace: str, kind: str, message: Any, info: Any) -> None:
+        if not self._running():
+            return
         with self._lock:
             self._heard_s = time.monotonic()
             self._arms[namespace].said.append((info['source_timestamp'], kind, message))

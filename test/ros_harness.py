@@ -48,6 +48,7 @@ class Watched:
     def __init__(self) -> None:
         self.watch: CommandWatch | None = None
         self.unguarded: dict[int, str] = {}  # by process
+        self.processes: list[subprocess.Popen] = []
 
     def begin(self, module: str, name: str, parameters: dict[str, Any], namespace: str) -> bool:
         """Look at the commands of a node from now on; whether it runs with its limits."""
@@ -57,9 +58,14 @@ class Watched:
         if isinstance(robot, str):  # the node refuses it too
             robot = load_robot(robot)
         guarded = parameters.get('guard', True)
-        self.watch = self.watch or CommandWatch()
+        self.watch = self.watch or CommandWatch(self.running)
         self.watch.listen(namespace, name, robot, guarded)
         return guarded
+
+    def running(self) -> bool:
+        """Whether any of these nodes runs."""
+        self.processes = [process for process in self.processes if process.poll() is None]
+        return bool(self.processes)
 
     def verdict(self, exempt: bool) -> None:
         """Fail if a command since the last verdict broke a limit, or a guard is off without a word about it."""
@@ -105,6 +111,8 @@ class NodeProcess:
         environment = {**os.environ, 'RCUTILS_LOGGING_BUFFERED_STREAM': '0'}
         with log.open('wb') as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        if module in COMMANDERS:
+            WATCHED.processes.append(self.process)
         if not guarded:
             WATCHED.unguarded[self.process.pid] = module
 

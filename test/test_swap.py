@@ -24,9 +24,9 @@ class Done:
     """Takes down what has become followed."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[Engine, SwapTimes]] = []
+        self.heard: list[tuple[Engine | None, SwapTimes]] = []
 
-    def __call__(self, engine: Engine, times: SwapTimes) -> None:
+    def __call__(self, engine: Engine | None, times: SwapTimes) -> None:
         self.heard.append((engine, times))
 
 
@@ -111,6 +111,25 @@ def test_what_nobody_wants_any_more_is_not_followed(stage, small_policy, small_p
     with pytest.raises(Dropped):
         change_instruction(job, stage.loop, engine, '', done)
     assert not done.heard
+
+
+def test_what_is_dropped_while_its_change_waits_is_told_of(stage, small_policy, small_policy_folders):
+    first = stage.loop._planner.engine
+    engine, done = other_engine(small_policy, small_policy_folders), Done()
+    stage.loop.start(enabled=True)
+    stage.begin()
+    with stage.loop._lock:  # the worker can't come to it
+        for change in (
+            lambda job: swapped(stage, engine, done, job),
+            lambda job: change_instruction(job, stage.loop, first, '', done),
+        ):
+            job = Job(change)
+            job.run()
+            job.drop()
+        assert not done.heard
+    wait_for(lambda: len(done.heard) == 2)
+    assert [engine for engine, _ in done.heard] == [None, None]
+    assert stage.loop._planner.engine is first
 
 
 def test_changes_are_made_when_the_loop_stops(stage):

@@ -180,7 +180,7 @@ class PolicyTasks:
         """In the background."""
         outcome = Outcome(job, request, inputs)
 
-        def done(engine: Engine, times: SwapTimes) -> None:
+        def done(engine: Engine | None, times: SwapTimes) -> None:
             outcome.engine, outcome.times = engine, times
             self._hand_in(outcome)
 

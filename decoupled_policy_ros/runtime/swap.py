@@ -46,7 +46,7 @@ def swap_task(
     explain: Callable[[str], str],
     now_ns: Callable[[], int],
     timeout_s: float,
-    done: Callable[[Engine, SwapTimes], None],
+    done: Callable[[Engine | None, SwapTimes], None],
 ) -> None:
     """Load a task, wait until it could see, and let the loop follow it.
 
@@ -57,7 +57,8 @@ def swap_task(
         sampler, explain: of the task's observations.
         now_ns: the clock of the observations.
         timeout_s: how long to wait for a first observation; a loop that is not running needs none.
-        done: told once the task is followed, with the loop's lock held.
+        done: told, with the loop's lock held, once the task is followed; without an engine where nobody wants it any
+            more by then.
 
     Raises:
         Dropped: nobody wants it any more.
@@ -70,19 +71,25 @@ def swap_task(
     await_observation(job, loop, sampler, now_ns, timeout_s)
 
     def change() -> None:
+        if job.dropped:
+            done(None, times)
+            return
         start_s = time.perf_counter()
-        if not job.dropped:
-            loop.follow_task(engine, sampler, explain)
-            times.wait_ms, times.swap_ms = _ms(loaded_s, start_s), _ms(start_s, time.perf_counter())
-            done(engine, times)
+        loop.follow_task(engine, sampler, explain)
+        times.wait_ms, times.swap_ms = _ms(loaded_s, start_s), _ms(start_s, time.perf_counter())
+        done(engine, times)
 
     _hand_over(job, loop, change)
 
 
 def change_instruction(
-    job: Job, loop: Exchangeable, engine: Engine, instruction: str, done: Callable[[Engine, SwapTimes], None]
+    job: Job,
+    loop: Exchangeable,
+    engine: Engine,
+    instruction: str,
+    done: Callable[[Engine | None, SwapTimes], None],
 ) -> None:
-    """Embed an instruction, and let the engine follow it from the next cycle on.
+    """Embed an instruction, and let the engine follow it from the next cycle on; `done` as for `swap_task`.
 
     Raises:
         Dropped: nobody wants it any more.
@@ -96,11 +103,13 @@ def change_instruction(
     times.load_ms = _ms(began_s, embedded_s)
 
     def change() -> None:
+        if job.dropped:
+            done(None, times)
+            return
         start_s = time.perf_counter()
-        if not job.dropped:
-            engine.instruct(instruction)
-            times.wait_ms, times.swap_ms = _ms(embedded_s, start_s), _ms(start_s, time.perf_counter())
-            done(engine, times)
+        engine.instruct(instruction)
+        times.wait_ms, times.swap_ms = _ms(embedded_s, start_s), _ms(start_s, time.perf_counter())
+        done(engine, times)
 
     _hand_over(job, loop, change)
 

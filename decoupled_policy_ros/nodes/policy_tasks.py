@@ -128,6 +128,8 @@ class PolicyTasks:
         """Whether parameters may be set: quick, for the executor waits."""
         ours = {field.name for field in fields(PolicySettings)}
         values = {parameter.name: parameter.value for parameter in parameters if parameter.name in ours}
+        if not self._setting:
+            self._notice()  # it is examined beside what is followed now
         self._examined = None
         if self._followed is None or self._setting or not values:
             return SetParametersResult(successful=True)
@@ -149,6 +151,7 @@ class PolicyTasks:
             self._begin(request)
 
     def _on_instruction(self, message: String) -> None:
+        self._notice()
         if self._followed is None:
             return
         try:
@@ -178,7 +181,7 @@ class PolicyTasks:
 
     def _work(self, job: Job, request: Request, followed: Followed, inputs: Inputs | None) -> None:
         """In the background."""
-        outcome = Outcome(job, request, inputs)
+        outcome = Outcome(job, followed, request, inputs)
 
         def done(engine: Engine | None, times: SwapTimes) -> None:
             outcome.engine, outcome.times = engine, times
@@ -189,7 +192,7 @@ class PolicyTasks:
 
         try:
             if inputs is None or request.contract is None:
-                change_instruction(job, followed.loop, followed.engine, request.instruction, done)
+                change_instruction(job, followed.loop, request.instruction, done)
             else:
                 sampler = Sampler(request.contract, inputs.buffers)
                 swap_task(
@@ -206,7 +209,7 @@ class PolicyTasks:
         self._hand_in(outcome)
 
     def _hand_in(self, outcome: Outcome) -> None:
-        if self._background is not None:  # otherwise nobody is interested any more
+        if outcome.followed is self._followed:  # otherwise the node has been cleaned up meanwhile
             self._outcomes.append(outcome)
             self._noticed.trigger()
 
@@ -214,14 +217,14 @@ class PolicyTasks:
         """Take note of what the background has done."""
         while self._outcomes:
             outcome = self._outcomes.popleft()
-            if self._followed is not None:
-                self._take(outcome, self._followed)
+            if outcome.followed is self._followed:
+                self._take(outcome, outcome.followed)
 
     def _take(self, outcome: Outcome, followed: Followed) -> None:
         newest = self._pending is not None and self._pending[0] is outcome.job
         if newest:
             self._pending = None
-        if outcome.inputs is not None:
+        if outcome.inputs in self._candidates:
             self._candidates.remove(outcome.inputs)
         left = outcome.inputs
         if outcome.engine is not None and outcome.times is not None:

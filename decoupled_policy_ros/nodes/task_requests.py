@@ -67,9 +67,13 @@ class Followed:
 
 @dataclass
 class Outcome:
-    """What has become of a request: followed, with what it took, or refused for a reason, or neither."""
+    """What has become of a request: followed, with what it took, or refused for a reason, or neither.
+
+    `followed` is what the node had been configured with when it was made: it is of no interest to any later one.
+    """
 
     job: Job
+    followed: Followed
     request: Request
     inputs: Inputs | None
     engine: Engine | None = None

@@ -39,6 +39,12 @@ class Exchangeable:
         """Whether there are cycles, or could be once commands are enabled."""
         return bool(self._threads)
 
+    @property
+    def engine(self) -> Engine:
+        """The engine that is followed; no change is half made."""
+        with self._lock:
+            return self._planner.engine
+
     def between_cycles(self, change: Callable[[], None]) -> None:
         """Make a change under the lock at the end of the cycle that is being computed; at once if there are none."""
         with self._lock:

@@ -85,17 +85,17 @@ def swap_task(
 def change_instruction(
     job: Job,
     loop: Exchangeable,
-    engine: Engine,
     instruction: str,
     done: Callable[[Engine | None, SwapTimes], None],
 ) -> None:
-    """Embed an instruction, and let the engine follow it from the next cycle on; `done` as for `swap_task`.
+    """Embed an instruction, and let the loop's engine follow it from the next cycle on; `done` as for `swap_task`.
 
     Raises:
         Dropped: nobody wants it any more.
         ConfigError: it is none that the task understands.
     """
     times, began_s = SwapTimes(), time.perf_counter()
+    engine = loop.engine  # jobs before this one were dropped: it changes no more until this one's change
     engine.task.spoken(
         instruction
     )  # a text is embedded once: it is at hand when the engine asks for it again

@@ -133,6 +133,19 @@ def test_a_failed_loop_stays_failed_until_it_is_started_again(stage):
     assert stage.loop.report()[0] == FOLLOWING
 
 
+def test_to_enable_what_is_enabled_already_changes_nothing(stage):
+    stage.loop.start(enabled=True)
+    first_ns = stage.begin()
+    states = list(stage.outputs.states)
+    assert stage.loop.enable(True) is True
+    (chunk,) = stage.outputs.chunks
+    for _ in range(3):
+        stamp_ns = stage.tick()
+        np.testing.assert_array_equal(stage.command(stamp_ns), chunk.sample(stamp_ns)[0])
+    assert [c.observation_stamp_ns for c in stage.outputs.chunks] == [first_ns]
+    assert stage.outputs.states == states and stage.loop.report()[0] == FOLLOWING
+
+
 def test_a_stopped_loop_is_disabled_and_can_not_be_enabled(stage):
     stage.loop.start(enabled=True)
     stage.begin()

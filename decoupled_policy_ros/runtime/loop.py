@@ -132,20 +132,19 @@ class PolicyLoop(Exchangeable):
         """Let commands through, beginning with a fresh chunk; or none any more.
 
         Before it is disabled the arm is brought to rest; with another `state` commands end at once.
+        Where they are let through already they go on as they are.
         Returns False, and changes nothing, when the threads have failed or were never started.
         """
         with self._lock:
             if not self._running:
                 return False
+            if enabled and self._enabled:
+                return True
             if self._enabled and not enabled and state == DISABLED and not self._settings.lockstep:
                 self._enabled, self._generation = False, self._generation + 1  # no chunk that is on its way
                 self._commander.come_to_rest(self._seen_ns, self._ticked.wait)
             self._enabled = enabled
-            self._forget()
-            said = (WAITING, 'no observation yet') if enabled else (state, reason)
-            self._commander.set_state(*said)
-            self._observed.notify_all()
-            self._ticked.notify_all()
+            self._begin_as(*((WAITING, 'no observation yet') if enabled else (state, reason)))
             return True
 
     def restart(self) -> None:
@@ -153,7 +152,14 @@ class PolicyLoop(Exchangeable):
         with self._lock:
             self._planner.clear()  # what is stamped with the old time would bar what comes now
             if self._enabled:
-                self.enable(True)
+                self._begin_as(WAITING, 'no observation yet')
+
+    def _begin_as(self, state: str, reason: str) -> None:
+        """Start afresh in a state."""
+        self._forget()
+        self._commander.set_state(state, reason)
+        self._observed.notify_all()
+        self._ticked.notify_all()
 
     def report(self) -> tuple[str, str, dict[str, str], dict[str, float]]:
         """State, its reason, all statistics as text, and the ages (s) of the last observation's streams."""

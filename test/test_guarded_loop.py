@@ -1,10 +1,12 @@
 """The policy's threads with a guard: real chunks of a network, a clock that the test sets, every command looked at."""
 
+import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from limits_checker import LimitsChecker
-from test_policy_loop import START_NS, Stage, wait_for
+from test_policy_loop import PERIOD_NS, START_NS, Stage, wait_for
 
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.robot.description import load_robot
@@ -13,7 +15,7 @@ from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.settings import JOINT_RULES, GuardSettings
 from decoupled_policy_ros.runtime.loop import PolicyLoop
-from decoupled_policy_ros.runtime.states import FOLLOWING, HOLDING, WAITING, LoopSettings
+from decoupled_policy_ros.runtime.states import FAILED, FOLLOWING, HOLDING, WAITING, LoopSettings
 from decoupled_policy_ros.runtime.steering import Guarded
 
 ROBOT = load_robot('panda_sim')
@@ -33,14 +35,25 @@ class Home:
         return 'nobody knows'
 
 
+class BreakableEngine(Engine):
+    """An engine whose device may be `lost`."""
+
+    lost = False
+
+    def __call__(self, observation, known=None, samples=1):
+        if self.lost:
+            raise RuntimeError('the device is lost')
+        return super().__call__(observation, known, samples)
+
+
 class GuardedStage(Stage):
     """A loop in real time at 20 commands a second, with a guard."""
 
     def __init__(self, policy, settings: GuardSettings) -> None:
         super().__init__(policy)
-        self.joints = Home()
+        self.joints, self.engine = Home(), BreakableEngine(policy, 2)
         self.loop = PolicyLoop(
-            Engine(policy, 2),
+            self.engine,
             Sampler(policy.contract, self.buffers),
             self.outputs,
             lambda: self.now_ns,
@@ -116,6 +129,49 @@ def test_a_rejection_on_the_way_brings_the_arm_to_rest_until_a_chunk_is_accepted
     wait_for(lambda: len(stage.outputs.chunks) > chunks)
     stage.command(stage.tick())
     wait_for(lambda: stage.loop.report()[0] == FOLLOWING)
+    checker = LimitsChecker(ROBOT.limits.ee_linear_velocity_m_s, ROBOT.limits.ee_linear_acceleration_m_s2)
+    for stamp_ns, pose in stage.outputs.commands:
+        checker.add(stamp_ns, pose)
+    checker.require_none()
+
+
+class RunningStage(GuardedStage):
+    """Its clock goes by itself once `runs_from_s` is set."""
+
+    runs_from_s: float | None = None
+    stands_ns = START_NS
+
+    @property
+    def now_ns(self) -> int:
+        runs_s = 0.0 if self.runs_from_s is None else time.monotonic() - self.runs_from_s
+        return self.stands_ns + round(1e9 * runs_s)
+
+    @now_ns.setter
+    def now_ns(self, now_ns: int) -> None:
+        self.stands_ns = now_ns
+
+
+def test_where_the_network_fails_the_arm_comes_to_rest_before_commands_end(small_policy):
+    stage = RunningStage(small_policy, LENIENT)
+    stage.loop.start(enabled=True)
+    try:
+        stage.begin()
+        (chunk,) = stage.outputs.chunks
+        while stage.now_ns + PERIOD_NS < chunk.replan_stamp_ns:
+            stage.command(stage.tick())
+        stage.engine.lost, stage.runs_from_s = True, time.monotonic()
+        while stage.loop.report()[0] != FAILED:
+            stage.observe()
+            stage.loop.notify_ticked()
+            time.sleep(0.01)
+        assert stage.loop.report()[1] == 'RuntimeError: the device is lost'
+        (failure,) = wait_for(lambda: stage.failures)
+        assert str(failure) == 'the device is lost'
+    finally:
+        stage.loop.stop()
+    poses = [pose for _, pose in stage.outputs.commands]
+    np.testing.assert_array_equal(poses[-1], poses[-2])  # at rest
+    assert not np.array_equal(poses[-2], poses[-3])
     checker = LimitsChecker(ROBOT.limits.ee_linear_velocity_m_s, ROBOT.limits.ee_linear_acceleration_m_s2)
     for stamp_ns, pose in stage.outputs.commands:
         checker.add(stamp_ns, pose)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from decoupled_policy_ros.errors import InferenceError, ObservationError
@@ -53,7 +54,8 @@ class PolicyLoop(Exchangeable):
         now_ns: the node's clock; 0 while there is no time yet.
         settings: how commands are streamed.
         explain: what went wrong lately on a stream, to be added to a refusal.
-        on_failure: told of an exception that ended a thread; there are no commands any more then.
+        on_failure: told of an exception that ended a thread; there are no commands any more then. Where the worker
+            fails the arm is brought to rest before.
         steering: how a chunk is followed; as it was predicted by default.
         log: takes down what is decided.
         join: how chunks join; by default each is followed as it was predicted.
@@ -184,9 +186,13 @@ class PolicyLoop(Exchangeable):
             target()
         except Exception as error:  # a thread would die in silence
             with self._lock:
+                moving = self._enabled and target == self._work and not self._settings.lockstep
                 self._running = self._enabled = False
                 self._observed.notify_all()
                 self._ticked.notify_all()
+                if moving:  # the streamer ends too, but commands can still be sent
+                    with suppress(Exception):  # what failed first is what is told
+                        self._commander.come_to_rest(self._seen_ns, self._ticked.wait)
                 self._commander.set_state(FAILED, f'{type(error).__name__}: {error}')
             self._on_failure(error)
 

@@ -21,6 +21,7 @@ from untrained import save_untrained_policy
 from decoupled_policy_ros.nodes.common import STATE, floats, time_message
 from decoupled_policy_ros.nodes.policy_node import PolicyNode
 from decoupled_policy_ros.robot.description import load_robot, robot_file
+from decoupled_policy_ros.runtime.guard.settings import JOINT_RULES
 from decoupled_policy_ros.runtime.states import FAILED, FOLLOWING
 
 pytestmark = [
@@ -151,6 +152,39 @@ def test_after_a_failure_enable_says_what_to_do(rclpy_context, task_folder):
         node.destroy_node()
 
 
+class NodeInThePast(PolicyNode):
+    """Its wall clock can be set back."""
+
+    set_back_ns = 0
+
+    def _now_ns(self) -> int:
+        return super()._now_ns() - self.set_back_ns
+
+
+def test_a_wall_clock_that_was_set_back_is_a_fresh_start_for_the_guard_too(
+    rclpy_context, task_folder, tmp_path
+):
+    checks = tmp_path / 'guard.yaml'  # an untrained network points anywhere: what is left slows it down
+    ignored = sorted(JOINT_RULES | {'join', 'workspace'})
+    checks.write_text(yaml.safe_dump({'ignored_rules': ignored, 'max_time_scale': 1e3}))
+    overrides = {'task': str(task_folder), 'denoising_steps': 2, 'guard_file': str(checks)}
+    node = NodeInThePast(
+        context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
+    )
+    try:
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        show_until(node, FOLLOWING)
+        node.set_back_ns = 3_600_000_000_000
+        deadline = time.monotonic() + TIMEOUT_S
+        while (chunk := node.loop._commander.chunk) is None or chunk.observation_stamp_ns > node._now_ns():
+            assert time.monotonic() < deadline, node.loop.report()
+            show(node)
+        show_until(node, FOLLOWING)
+    finally:
+        node.destroy_node()
+
+
 def enable(node: PolicyNode, enabled: bool) -> SetBool.Response:
     return node._on_enable(SetBool.Request(data=enabled), SetBool.Response())
 
@@ -160,11 +194,20 @@ def show_until(node: PolicyNode, state: str) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while node.loop.report()[0] != state:
         assert time.monotonic() < deadline, node.loop.report()
-        stamp_ns = node.get_clock().now().nanoseconds
-        for name, buffer in node.inputs.buffers.items():
-            buffer.push(stamp_ns, np.zeros((84, 84, 3), np.uint8) if name in CAMERAS else REST)
-        node.loop.notify_observed()
-        time.sleep(0.05)
+        show(node)
+
+
+def show(node: PolicyNode) -> None:
+    """Give it joints and pictures of now, and 50 ms."""
+    stamp_ns = node._now_ns()
+    joints = JointState(name=list(ROBOT.all_joint_names), position=floats(REST))
+    joints.header.stamp = time_message(stamp_ns)
+    if node.inputs._joints is not None:
+        node.inputs._joints.take(joints)
+    for name, buffer in node.inputs.buffers.items():
+        buffer.push(stamp_ns, np.zeros((84, 84, 3), np.uint8) if name in CAMERAS else REST)
+    node.loop.notify_observed()
+    time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

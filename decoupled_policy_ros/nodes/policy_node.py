@@ -146,6 +146,7 @@ class PolicyNode(LifecycleNode):
             steering,
             log,
             join_settings(asdict(settings)),
+            self._forget_observed,
         )
         self.tasks.follow(engine, inputs, self.loop, settings)
         self._say_state('inactive')
@@ -287,17 +288,21 @@ class PolicyNode(LifecycleNode):
             self.loop.notify_observed()
 
     def _on_time_jump(self, jump: TimeJump) -> None:
-        loop, outputs = self.loop, self.outputs
-        if loop is None or outputs is None:
+        loop = self.loop
+        if loop is None:
             return
         if jump.delta.nanoseconds < 0:
             self.get_logger().warning(
                 f'the clock went back by {-jump.delta.nanoseconds / 1e9:.3f} s: starting afresh'
             )
-            self.tasks.clear()
-            outputs.clear()
             loop.restart()
         loop.notify_ticked()
+
+    def _forget_observed(self) -> None:
+        """Forget what was observed before the clock went back: the loop tells, for it sees a wall clock do so too."""
+        self.tasks.clear()
+        if self.outputs is not None:
+            self.outputs.clear()
 
     def _on_other_commander(self, others: str) -> None:
         if others:

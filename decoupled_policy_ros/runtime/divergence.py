@@ -80,8 +80,9 @@ class Divergence:
         if gripper_positions is not None:
             self._gripper.push(stamp_ns, gripper_positions)
         done = []
-        while self._pending and self._pending[0].stamp_ns(len(self._pending[0]) - 1) <= stamp_ns:
-            done.append(self._compare(self._pending.popleft()))
+        pending = self._pending  # another thread may clear it
+        while pending and pending[0].stamp_ns(len(pending[0]) - 1) <= stamp_ns:
+            done.append(self._compare(pending.popleft()))
         self._compared.extend(done)
         self._count += len(done)
         return done
@@ -90,7 +91,7 @@ class Divergence:
         """Forget chunks and arm, as after a jump of the clock; figures stay."""
         self._arm.clear()
         self._gripper.clear()
-        self._pending.clear()
+        self._pending = deque(maxlen=PENDING)
 
     def values(self) -> dict[str, str]:
         """For diagnostics: figures over the last chunks, and their means by step from the observation on."""

@@ -59,6 +59,7 @@ class PolicyLoop(Exchangeable):
         steering: how a chunk is followed; as it was predicted by default.
         log: takes down what is decided.
         join: how chunks join; by default each is followed as it was predicted.
+        on_restart: called with the lock held after a jump of the clock, to forget what is stamped with the old time.
     """
 
     def __init__(
@@ -73,13 +74,15 @@ class PolicyLoop(Exchangeable):
         steering: Steering | None = None,
         log: CycleLog | None = None,
         join: JoinSettings | None = None,
+        on_restart: Callable[[], None] = lambda: None,
     ):
         self._steering, self._log = steering or Direct(), log or CycleLog()
         super().__init__(
             Planner(engine, sampler, join or JoinSettings(), settings.seed, settings.lockstep),
             Commander(self._steering, outputs, now_ns, settings, explain, self._log),
         )
-        self._now_ns, self._settings, self._on_failure = now_ns, settings, on_failure
+        self._now_ns, self._settings = now_ns, settings
+        self._on_failure, self._on_restart = on_failure, on_restart
         self._ticks = Ticks(settings.control_rate_hz, settings.lockstep)
         self._ticked = threading.Condition(self._lock)  # wakes the streamer
         self._generation, self._running, self._enabled = 0, False, False
@@ -153,6 +156,7 @@ class PolicyLoop(Exchangeable):
         """Forget samples, chunk and last command, as after a jump of the clock."""
         with self._lock:
             self._planner.clear()  # what is stamped with the old time would bar what comes now
+            self._on_restart()
             if self._enabled:
                 self._begin_as(WAITING, 'no observation yet')
 

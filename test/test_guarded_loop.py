@@ -7,15 +7,26 @@ import numpy as np
 import pytest
 from limits_checker import LimitsChecker
 from test_policy_loop import PERIOD_NS, START_NS, Stage, wait_for
+from told_policy import circle, save_told_policy
 
 from decoupled_policy_ros.observation.sampler import Sampler
+from decoupled_policy_ros.policy.checkpoint import load_policy
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.settings import JOINT_RULES, GuardSettings
+from decoupled_policy_ros.runtime.joint_steering import InJoints
 from decoupled_policy_ros.runtime.loop import PolicyLoop
-from decoupled_policy_ros.runtime.states import FAILED, FOLLOWING, HOLDING, WAITING, LoopSettings
+from decoupled_policy_ros.runtime.states import (
+    DISABLED,
+    FAILED,
+    FOLLOWING,
+    GAVE_WAY,
+    HOLDING,
+    WAITING,
+    LoopSettings,
+)
 from decoupled_policy_ros.runtime.steering import Guarded
 
 ROBOT = load_robot('panda_sim')
@@ -47,11 +58,19 @@ class BreakableEngine(Engine):
 
 
 class GuardedStage(Stage):
-    """A loop in real time at 20 commands a second, with a guard."""
+    """A loop in real time at 20 commands a second, with a guard; `in_joints` too if need be."""
+
+    in_joints = False
 
     def __init__(self, policy, settings: GuardSettings) -> None:
         super().__init__(policy)
-        self.joints, self.engine = Home(), BreakableEngine(policy, 2)
+        self.joints, self.engine, self.motions = Home(), BreakableEngine(policy, 2), []
+        guarded = Guarded(Guard(ROBOT, settings), Kinematics(ROBOT), self.joints, lockstep=False)
+        steering = (
+            InJoints(guarded, ROBOT, self.joints, self.motions.append, lambda: self.now_ns, lockstep=False)
+            if self.in_joints
+            else guarded
+        )
         self.loop = PolicyLoop(
             self.engine,
             Sampler(policy.contract, self.buffers),
@@ -60,7 +79,7 @@ class GuardedStage(Stage):
             LoopSettings(lockstep=False, control_rate_hz=20.0, gripper_hysteresis=0.2, seed=0),
             lambda name: '',
             self.failures.append,
-            Guarded(Guard(ROBOT, settings), Kinematics(ROBOT), self.joints, lockstep=False),
+            steering,
         )
 
 
@@ -176,3 +195,27 @@ def test_where_the_network_fails_the_arm_comes_to_rest_before_commands_end(small
     for stamp_ns, pose in stage.outputs.commands:
         checker.add(stamp_ns, pose)
     checker.require_none()
+
+
+class JointStage(GuardedStage):
+    """The arm is told how to move its joints."""
+
+    in_joints = True
+
+
+@pytest.mark.parametrize(('state', 'last_words'), [(DISABLED, 1), (GAVE_WAY, 0)])
+def test_whoever_gives_way_sends_no_trajectory_any_more(tmp_path, state, last_words):
+    policy = load_policy(save_told_policy(tmp_path, circle()), ROBOT)
+    stage = JointStage(policy, GuardSettings())
+    stage.loop.start(enabled=True)
+    try:
+        stage.begin()
+        for _ in range(3):
+            stage.command(stage.tick())
+        (motion,) = stage.motions
+        assert motion.at(stage.now_ns)[1].any()  # it moves
+        assert stage.loop.enable(False, state, 'another one commands')
+        assert len(stage.motions) == 1 + last_words
+        assert stage.loop.report()[0] == state
+    finally:
+        stage.loop.stop()

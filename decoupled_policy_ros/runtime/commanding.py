@@ -71,12 +71,12 @@ class Commander:
         self.statistics = Statistics(self._settings.command_period_ns)
         self.state = ''
 
-    def forget(self) -> None:
-        """Start afresh."""
+    def forget(self, silently: bool = False) -> None:
+        """Start afresh; `silently` as for `Steering.reset`."""
         self.chunk: Chunk | None = None
         self._refusal: Refusal | None = None
         self._refused_ns = self._rejected_frame_ns = 0
-        self._steering.reset()
+        self._steering.reset(silently)
         self._latch.reset()
         self.statistics.interrupt()
 

@@ -64,9 +64,9 @@ class Dependent:
         """Pose (4, 4) for a time at which nothing new is known."""
         return self._steering.hold(now_ns)
 
-    def reset(self) -> None:
+    def reset(self, silently: bool = False) -> None:
         """Forget what was commanded."""
-        self._steering.reset()
+        self._steering.reset(silently)
 
     def values(self) -> dict[str, str]:
         """What the steering reports, and the trouble with each part."""

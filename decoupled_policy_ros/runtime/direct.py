@@ -51,7 +51,7 @@ class Direct:
         self._stopping = stopping
         self.reset()
 
-    def reset(self) -> None:
+    def reset(self, silently: bool = False) -> None:
         """Forget what was commanded."""
         self._motion: Motion | None = None
         self._before: Motion | None = None

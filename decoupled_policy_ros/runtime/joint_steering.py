@@ -126,11 +126,11 @@ class InJoints:
         self._last_ns = now_ns
         return pose
 
-    def reset(self) -> None:
-        """Bring the arm to rest and forget what was commanded."""
+    def reset(self, silently: bool = False) -> None:
+        """Bring the arm to rest, unless it is to be done silently, and forget what was commanded."""
         commanded, self._commanded, self._stop = self._commanded, None, None
         self._steering.reset()
-        if commanded is None:
+        if commanded is None or silently:
             return
         now_ns = self._now_ns()
         # Time may have been set back: then the arm is where it was told to be last.

@@ -98,10 +98,10 @@ class PolicyLoop(Exchangeable):
         """Why."""
         return self._commander.reason
 
-    def _forget(self) -> None:
+    def _forget(self, silently: bool = False) -> None:
         """Start afresh; whatever is being computed now will be thrown away."""
         self._generation += 1
-        self._commander.forget()
+        self._commander.forget(silently)
         self._log.started()
         self._ticks.restart()
         self._seen_ns = 0
@@ -161,8 +161,8 @@ class PolicyLoop(Exchangeable):
                 self._begin_as(WAITING, 'no observation yet')
 
     def _begin_as(self, state: str, reason: str) -> None:
-        """Start afresh in a state."""
-        self._forget()
+        """Start afresh in a state; in another than these two somebody else commands the arm, and nothing is sent."""
+        self._forget(silently=state not in (WAITING, DISABLED))
         self._commander.set_state(state, reason)
         self._observed.notify_all()
         self._ticked.notify_all()

@@ -123,9 +123,9 @@ class Shadowing:
         """Pose (4, 4) that it would be told while nothing new is known."""
         return self._steering.hold(now_ns)
 
-    def reset(self) -> None:
+    def reset(self, silently: bool = False) -> None:
         """Forget what was shown."""
-        self._steering.reset()
+        self._steering.reset(silently)
         self._planned = None
 
     def values(self) -> dict[str, str]:

@@ -86,8 +86,8 @@ class Steering(Protocol):
     def hold(self, now_ns: int) -> Array | None:
         """Pose (4, 4) for a time at which nothing new is known; None before the first command."""
 
-    def reset(self) -> None:
-        """Forget what was commanded."""
+    def reset(self, silently: bool = False) -> None:
+        """Forget what was commanded; `silently`: without another command, for somebody else gives them now."""
 
     def values(self) -> dict[str, str]:
         """What there is to report."""
@@ -119,7 +119,7 @@ class Guarded:
         self._longest_s = 0.0
         self.reset()
 
-    def reset(self) -> None:
+    def reset(self, silently: bool = False) -> None:
         """Forget what was commanded: the next path begins where the arm is, at rest."""
         self._motion: Motion | None = None
         self._before: Motion | None = None

@@ -12,6 +12,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.time import Time
 from ros_harness import TIMEOUT_S, PolicyPeer, node_process
 from sensor_msgs.msg import CompressedImage, JointState
 from std_srvs.srv import SetBool
@@ -181,6 +182,43 @@ def test_a_wall_clock_that_was_set_back_is_a_fresh_start_for_the_guard_too(
             assert time.monotonic() < deadline, node.loop.report()
             show(node)
         show_until(node, FOLLOWING)
+    finally:
+        node.destroy_node()
+
+
+def test_a_configure_that_fails_leaves_no_subscription_behind(rclpy_context, task_folder):
+    overrides = {'task': str(task_folder), 'guard': False, 'spread_slow_m': 0.2, 'spread_hold_m': 0.1}
+    node = PolicyNode(
+        context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
+    )
+    try:
+        before = {subscription.topic_name for subscription in node.subscriptions}
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert {subscription.topic_name for subscription in node.subscriptions} == before
+        node.set_parameters([Parameter('spread_hold_m', value=0.3)])
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert len(list(node.subscriptions)) == len(before) + len(node.inputs.streams)
+    finally:
+        node.destroy_node()
+
+
+def test_only_a_clock_that_stood_between_two_looks_is_said_to_stand(rclpy_context, task_folder):
+    overrides = {'task': str(task_folder), 'guard': False, 'use_sim_time': True}
+    node = PolicyNode(
+        context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
+    )
+    try:
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        said = []
+        node._diagnostics.publish = lambda message: said.append(message.status[0].message)
+        times = (1.0, 2.0, 2.0, 3.0)
+        for time_s in times:  # once a second of wall time
+            node.get_clock().set_ros_time_override(Time(seconds=time_s))
+            node._look_around()
+            node._publish_diagnostics()  # at once, for a task was swapped
+        assert [text == 'holding: /clock stands still' for text in said] == [False] * 4 + [True] * 2 + [
+            False
+        ] * 2
     finally:
         node.destroy_node()
 

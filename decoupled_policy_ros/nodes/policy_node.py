@@ -23,6 +23,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import SetBool
 
 from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
+from decoupled_policy_ros.nodes.clock_watch import ClockWatch
 from decoupled_policy_ros.nodes.common import (
     LATCHED,
     SENSOR,
@@ -46,7 +47,7 @@ from decoupled_policy_ros.runtime.assembly import join_settings
 from decoupled_policy_ros.runtime.cores import read_cores
 from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.loop import PolicyLoop
-from decoupled_policy_ros.runtime.states import GAVE_WAY, HOLDING, WAITING
+from decoupled_policy_ros.runtime.states import GAVE_WAY
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
     from decoupled_policy_ros.policy.policy import Policy
@@ -90,7 +91,7 @@ class PolicyNode(LifecycleNode):
         self.settings = declare_settings(self, PolicySettings)
         self.loop: PolicyLoop | None = None
         self.outputs: PolicyOutputs | None = None
-        self._reported_ns = -1
+        self._clock_watch = ClockWatch()
         self.others = OtherCommanders(self, self._on_other_commander)
         self._status = self.create_publisher(DiagnosticStatus, '~/status', LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
@@ -98,7 +99,7 @@ class PolicyNode(LifecycleNode):
         self.create_service(SetBool, '~/enable', self._on_enable)
         self.tasks = PolicyTasks(self, self._now_ns, self._engine_of, self._publish_diagnostics)
         # Diagnostics go on when simulated time stands still.
-        self.create_timer(1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.create_timer(1.0, self._look_around, clock=Clock(clock_type=ClockType.STEADY_TIME))
         any_step = {'min_forward': Duration(nanoseconds=1), 'min_backward': Duration(nanoseconds=-1)}
         threshold = JumpThreshold(**any_step, on_clock_change=True)
         self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_time_jump)
@@ -125,6 +126,7 @@ class PolicyNode(LifecycleNode):
         if settings.threads or cores:
             torch.set_num_threads(settings.threads or len(cores))
         robot = read_robot(self, settings.robot, settings.robot_description_timeout_s)
+        streaming, joining = loop_settings(settings, cores), join_settings(asdict(settings))
         policy = load_policy(settings.task, robot, settings.backbone or None)
         engine = self._engine_of(policy, settings.instruction)
         self.outputs = PolicyOutputs(self, robot, self._status, settings)
@@ -140,12 +142,12 @@ class PolicyNode(LifecycleNode):
             Sampler(policy.contract, inputs.buffers),
             self.outputs,
             self._now_ns,
-            loop_settings(settings, cores),
+            streaming,
             inputs.explain,
             self._on_failure,
             steering,
             log,
-            join_settings(asdict(settings)),
+            joining,
             self._forget_observed,
         )
         self.tasks.follow(engine, inputs, self.loop, settings)
@@ -192,9 +194,8 @@ class PolicyNode(LifecycleNode):
 
     def _release(self) -> None:
         if self.loop is not None:
-            if (
-                self.context.ok()
-            ):  # after Ctrl-C nothing can be said any more, and it may come on the way to rest
+            # After Ctrl-C nothing can be said any more, and it may come on the way to rest.
+            if self.context.ok():
                 with suppress(RCLError):
                     self.loop.enable(False)
             self.loop.stop()
@@ -253,10 +254,8 @@ class PolicyNode(LifecycleNode):
             response.success, response.message = False, others
             return response
         if not self.loop.enable(request.data):
-            response.success = False
-            response.message = (
-                f'{self.loop.state}: {self.loop.reason}; deactivate and activate to start again'
-            )
+            reason = f'{self.loop.state}: {self.loop.reason}; deactivate and activate to start again'
+            response.success, response.message = False, reason
             return response
         if not request.data:
             self.tasks.clear()  # whoever enables again starts from what was seen since
@@ -277,11 +276,6 @@ class PolicyNode(LifecycleNode):
 
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
-
-    def _clock_stands(self) -> bool:
-        """Whether the node's clock, which may be a simulator's, has not moved since this was asked last."""
-        before_ns, self._reported_ns = self._reported_ns, self._now_ns()
-        return before_ns == self._reported_ns
 
     def _on_observed(self) -> None:
         if self.loop is not None:
@@ -319,24 +313,23 @@ class PolicyNode(LifecycleNode):
     def _say_state(self, state: str) -> None:
         self._status.publish(status_message(diagnostics_name(self, 'policy'), 'disabled', state))
 
+    def _look_around(self) -> None:
+        self._clock_watch.look(self._now_ns())
+        self._publish_diagnostics()
+
     def _publish_diagnostics(self) -> None:
         loop, inputs, outputs = self.loop, self.inputs, self.outputs
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
         name, streams = diagnostics_name(self, 'policy'), diagnostics_name(self, 'streams')
-        values = {
-            'lifecycle': self.state_label,
-            **self.tasks.values(),
-            'other_commanders': self.others.present(),
-        }
+        values = {'lifecycle': self.state_label, 'other_commanders': self.others.present()}
+        values |= self.tasks.values()
         if loop is None or inputs is None or outputs is None:
             message.status = [status_message(name, 'disabled', self.state_label, values)]
         else:
             state, reason, numbers, ages_s = loop.report()
-            if not self.settings.lockstep and self._clock_stands():
-                state, reason = (
-                    (HOLDING, '/clock stands still') if self._reported_ns else (WAITING, 'nothing on /clock')
-                )
+            if not self.settings.lockstep:
+                state, reason = self._clock_watch.trouble() or (state, reason)
             message.status = [
                 status_message(name, state, reason, values | numbers | outputs.values()),
                 inputs.status(streams, self._now_ns(), ages_s),

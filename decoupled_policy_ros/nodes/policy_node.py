@@ -305,8 +305,9 @@ class PolicyNode(LifecycleNode):
             self.loop.enable(False, GAVE_WAY, f'{others}; ~/enable starts again')
 
     def _on_failure(self, error: Exception) -> None:
-        text = ''.join(traceback.format_exception(error))
-        self.get_logger().fatal(f'the policy stopped; deactivate and activate to start it again\n{text}')
+        if self.context.ok():  # a command that met Ctrl-C is no failure
+            text = ''.join(traceback.format_exception(error))
+            self.get_logger().fatal(f'the policy stopped; deactivate and activate to start it again\n{text}')
 
     # --- what it says ---------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from decoupled_policy_ros.nodes.common import (
     COMMAND,
     SENSOR,
     STATE,
+    RCLError,
     diagnostic_status,
     diagnostics_name,
     duration_message,
@@ -147,7 +148,12 @@ class PolicyOutputs:
     def publish_state(self, state: str, reason: str) -> None:
         """Publish and log a change of state."""
         message = status_message(diagnostics_name(self._node, 'policy'), state, reason)
-        self._status.publish(message)
+        try:
+            self._status.publish(message)
+        except RCLError:
+            if self._node.context.ok():
+                raise
+            return  # Ctrl-C has come, and nothing can be said any more
         # Two calls: rclpy allows one severity for each line that logs.
         if message.level == DiagnosticStatus.OK:
             self._node.get_logger().info(message.message)

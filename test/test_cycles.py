@@ -110,6 +110,16 @@ def test_a_log_has_all_that_was_decided_in_its_order():
     ]
 
 
+def test_a_cycle_says_how_often_the_task_had_been_loaded_anew():
+    texts: list[str] = []
+    log = CycleLog(texts.append)
+    again = SimpleNamespace(**vars(ENGINE))  # the same file
+    for engine in (ENGINE, ENGINE, again, again, ENGINE):
+        log.adopted(engine, Observation(100, {}, {}, {}), 120, Wish(100, 110, None, None))
+    cycles = [decision for text in texts for decision in decisions_from_text(text)[1]]
+    assert [cycle.swap for cycle in cycles] == [0, 0, 1, 1, 2]
+
+
 def test_a_log_that_nobody_reads_holds_nothing():
     log = CycleLog()
     for i in range(10 * TICKS):

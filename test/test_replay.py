@@ -29,6 +29,7 @@ from decoupled_policy_ros.runtime.steering import Guarded
 
 ROBOT = load_robot('panda_sim')
 SEED, STEPS, RATE_HZ, HYSTERESIS = 7, 2, 20.0, 0.2
+JOIN = JoinSettings()
 
 
 def joints_rad(stamp_ns: int) -> NDArray[np.float64]:
@@ -50,8 +51,9 @@ class Swaying:
 class JointStage(Stage):
     """A loop with the guard that commands joints too, or shadows, and takes down what it decides."""
 
-    def __init__(self, policy, shadow: bool) -> None:
+    def __init__(self, policy, shadow: bool, join: JoinSettings = JOIN) -> None:
         super().__init__(policy)
+        self.join = join
         self.shadow = shadow
         self.texts: list[str] = []
         self.motions: list[JointMotion] = []
@@ -76,6 +78,7 @@ class JointStage(Stage):
                 FromArm if shadow else Guarded,
             ),
             log,
+            join,
         )
 
     def run(self, ticks: int, skip: tuple[str, ...] = ()) -> None:
@@ -107,6 +110,9 @@ class Seen:
         assert {n: list(stamps) for n, stamps in observation.stamps_ns.items()} == cycle.samples_ns
         return observation
 
+    def start(self, part: int) -> None:
+        """All is at hand from the beginning."""
+
     def joints(self, stamp_ns: int):
         return joints_rad(stamp_ns)
 
@@ -128,7 +134,7 @@ def stage(task, request) -> Iterator[JointStage]:
 def played(stage: JointStage, task: Path) -> Player:
     """All that the log says, decided again."""
     policy = load_policy(task, ROBOT)
-    skill = Skill(Engine(policy, STEPS), Seen(stage, policy), Joiner(ChunkTiming.of(policy), JoinSettings()))
+    skill = Skill(Engine(policy, STEPS), Seen(stage, policy), Joiner(ChunkTiming.of(policy), stage.join))
     settings = {'output': 'both', 'shadow': stage.shadow, 'lockstep': False, 'gripper_hysteresis': HYSTERESIS}
     player = Player({policy.task.sha256: skill}, ROBOT, {'settings': settings}, GuardSettings(), SEED)
     starts = 0
@@ -166,3 +172,26 @@ def test_joints_stops_and_holds_are_computed_again_bit_for_bit(stage, task):
     stamps_ns = [messages.message_stamp_ns(c) for c in said['target_pose']]
     assert stamps_ns == [stamp_ns for stamp_ns, _ in stage.outputs.commands]
     assert len(said['trajectory']) == len(stage.outputs.chunks) >= 3
+
+
+def test_the_same_task_loaded_again_joins_anew(task):
+    policy = load_policy(task, ROBOT)
+    stage = JointStage(policy, False, JoinSettings(ensemble=0.1))
+    stage.loop.start(enabled=True)
+    try:
+        stage.observe()
+        stage.begin()
+        stage.run(20)
+        sampler = Sampler(policy.contract, stage.buffers)
+        swapped = len(stage.outputs.chunks)
+        stage.loop.between_cycles(
+            lambda: stage.loop.follow_task(Engine(policy, STEPS), sampler, lambda name: '')
+        )
+        stage.run(20)
+        stage.enable(False)
+        assert 2 <= swapped <= len(stage.outputs.chunks) - 2
+    finally:
+        stage.loop.stop()
+    poses = [c.message for c in played(stage, task).commands if c.what == 'target_pose']
+    positions = [(m.pose.position.x, m.pose.position.y, m.pose.position.z) for m in poses]
+    assert positions == [tuple(pose[:3, 3]) for _, pose in stage.outputs.commands]

@@ -149,7 +149,7 @@ class Player:
         """There is neither a motion nor a task whose chunks the next one could go on from."""
         # What was under way when a chunk was asked for: the chunk before, whatever has become of it since.
         self._under_way: UnderWay | None = None
-        self._followed: Skill | None = None
+        self._followed: tuple[Skill, int] | None = None
 
     def cycle(self, decision: Cycle) -> None:
         """Compute a chunk and follow it.
@@ -163,9 +163,9 @@ class Player:
         if decision.instruction != engine.instruction:
             engine.instruct(decision.instruction)
         engine.reset(self._seed, decision.stamp_ns)
-        if skill is not self._followed:
+        if (skill, decision.swap) != self._followed:  # the same file loaded again joins anew too
             skill.joiner.reset()
-            self._followed = skill
+            self._followed = (skill, decision.swap)
         under_way = self._under_way if decision.joined else None
         wish = skill.joiner.wish(decision.stamp_ns, decision.takeover_ns, under_way)
         prediction = engine(observation.frames, wish.known, skill.joiner.settings.samples)

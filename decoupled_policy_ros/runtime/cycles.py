@@ -63,6 +63,7 @@ class Cycle:
         joined: whether it was to join the motion of the chunk before; otherwise it began from rest.
         joints_ns: stamps of the joint states that were looked at, in turn; None where there was none.
         refused: why it was not followed; empty if it was.
+        swap: how often the task had been exchanged by then, by one loaded anew, as far as chunks came of it.
     """
 
     task: str
@@ -76,6 +77,7 @@ class Cycle:
     joined: bool
     joints_ns: list[int | None]
     refused: str = ''
+    swap: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class CycleLog:
         self._ticks = Ticks(FOLLOW, [])
         self._now_ns = self._read_ns = 0
         self._joints_ns: list[int | None] = []
+        self._engine: Engine | None = None
+        self._swap = -1
 
     def joints(self, joints: StampedJoints) -> NotedJoints:
         """The same joints; which are looked at is noted."""
@@ -213,6 +217,8 @@ class CycleLog:
         wish: Wish | None = None,
         refused: str = '',
     ) -> Cycle:
+        if engine is not self._engine:
+            self._engine, self._swap = engine, self._swap + 1
         return Cycle(
             engine.policy.task.name,
             engine.policy.task.sha256,
@@ -225,6 +231,7 @@ class CycleLog:
             wish is not None and wish.under_way is not None,
             joints_ns,
             refused,
+            self._swap,
         )
 
     def _add(self, decision: Decision) -> None:

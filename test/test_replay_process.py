@@ -161,7 +161,7 @@ def test_a_guarded_run_in_real_time_is_computed_again_bit_for_bit(run, task_fold
     assert found['/gripper_command'].identical >= 2
     assert replayed.playback.broken == set()
     with Bag(run) as bag:
-        assert {cycle.task for cycle in read_log(bag).cycles} == {'tiny', 'second'}
+        assert {cycle.task for part in read_log(bag).parts for cycle in part} == {'tiny', 'second'}
 
 
 def test_the_verb_prints_a_table_and_writes_the_commands(run, task_folder, tmp_path):
@@ -213,7 +213,7 @@ def copied(run: Path, folder: Path, change: Callable[[str, bytes, int], bytes | 
 def used_frame(run: Path) -> tuple[Cycle, int]:
     """The second chunk that was followed, and the stamp of the newest wrist picture in it."""
     with Bag(run) as bag:
-        cycle = read_log(bag).cycles[1]
+        cycle = read_log(bag).parts[0][1]
     return cycle, cycle.samples_ns['wrist'][-1]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,6 @@ from decoupled_policy_ros.runtime.cycles import Cycle
 Array = NDArray[np.float64]
 
 _UNBOUNDED = 2**62  # what has been used is dropped
-#: A stamp that is older than the newest of its topic by more than this (ns) is a clock that went back.
-JUMP_NS = 500_000_000
 
 
 class Inputs:
@@ -33,7 +32,7 @@ class Inputs:
         contract: gives the streams.
         cameras: full name of the topic of each camera.
         joints_topic: full name of the topic of joint states, of the policy and of the guard.
-        cycles: all that will be asked for.
+        parts: all cycles that will be asked for, from each start of the run to the next.
 
     Raises:
         DatasetError: a topic is missing, of another type or empty.
@@ -47,7 +46,7 @@ class Inputs:
         contract: ObservationContract,
         cameras: Mapping[str, str],
         joints_topic: str,
-        cycles: Iterable[Cycle],
+        parts: Sequence[Sequence[Cycle]],
     ):
         self._robot, self._joints_topic = robot, joints_topic
         self._sources = stream_sources(robot, contract, joint_capacity=_UNBOUNDED, image_capacity=_UNBOUNDED)
@@ -58,13 +57,15 @@ class Inputs:
         self._sampler = Sampler(contract, {name: source.buffer for name, source in self._sources.items()})
         self._needed: dict[str, set[int]] = {name: set() for name in self._sources}
         self._joints_needed: set[int] = set()
-        for cycle in cycles:
+        for cycle in (cycle for part in parts for cycle in part):
             for name, stamps_ns in cycle.samples_ns.items():
                 self._needed.setdefault(name, set()).update(stamps_ns)
             self._joints_needed.update(stamp for stamp in cycle.joints_ns if stamp is not None)
         self._there: dict[str, set[int]] = {name: set() for name in self._needed}
         self._joints: dict[int, Array] = {}
         self._newest_ns: dict[str, int] = {}
+        self._went_back = self._jumps(parts)
+        self._behind: dict[str, list[BagMessage]] = defaultdict(list)
         self._bad: dict[tuple[str, int], str] = {}
         for name, source in self._sources.items():
             bag.require(self._streams[name], source.message_type)
@@ -77,18 +78,58 @@ class Inputs:
         joints = {self._joints_topic} if self._joints_needed else set()
         return {self._streams[name] for name in self._sources} | joints
 
+    def _jumps(self, parts: Sequence[Sequence[Cycle]]) -> dict[int, set[str]]:
+        """Topics whose clock went back at a start, by the number of its part: its first samples are older."""
+        jumps: dict[int, set[str]] = defaultdict(set)
+        newest_ns: dict[tuple[str, str], int] = {}
+        for number, part in enumerate(parts):
+            for cycle in part:
+                for stream, topic, stamp_ns in self._newest_samples(cycle):
+                    if stamp_ns < newest_ns.get((stream, topic), 0):
+                        jumps[number].add(topic)
+                    newest_ns[stream, topic] = stamp_ns
+        return jumps
+
+    def _newest_samples(self, cycle: Cycle) -> Iterator[tuple[str, str, int]]:
+        """Name, topic and newest stamp of each stream of a cycle, and of what its guard looked at."""
+        for name, stamps_ns in cycle.samples_ns.items():
+            if name in self._streams:
+                yield name, self._streams[name], stamps_ns[-1]
+        joints_ns = [stamp_ns for stamp_ns in cycle.joints_ns if stamp_ns is not None]
+        if joints_ns:
+            yield 'the guard', self._joints_topic, joints_ns[-1]
+
+    def start(self, part: int) -> None:
+        """A part begins; where the clock went back, what was kept before is forgotten."""
+        for topic in self._went_back.get(part, ()):
+            self._forget(topic)
+            for message in self._behind.pop(topic, []):  # the first of them may have come before
+                self.take(message)
+
     def take(self, message: BagMessage) -> None:
-        """Keep a message if it will be asked for."""
-        stamp_ns = header_stamp_ns(message.data)
-        newest_ns = self._newest_ns.get(message.topic, 0)
-        if stamp_ns < newest_ns - JUMP_NS:
-            self._forget(message.topic)
-            newest_ns = 0
-        self._newest_ns[message.topic] = max(stamp_ns, newest_ns)
+        """Keep a message if it will be asked for.
+
+        One that is not newer than the last that was kept is late or repeated, which the run refused, or the clock has
+        gone back; then the part that asks for it has yet to start.
+        """
+        topic, stamp_ns = message.topic, header_stamp_ns(message.data)
+        if not self._asked_for(topic, stamp_ns):
+            return
+        if stamp_ns <= self._newest_ns.get(topic, 0):
+            self._behind[topic].append(message)
+            return
         try:
             self._keep(message, stamp_ns)
         except MessageError as error:
-            self._bad[message.topic, stamp_ns] = str(error)
+            self._bad[topic, stamp_ns] = str(error)
+        else:
+            self._newest_ns[topic] = stamp_ns
+            self._behind.pop(topic, None)
+
+    def _asked_for(self, topic: str, stamp_ns: int) -> bool:
+        if topic == self._joints_topic and stamp_ns in self._joints_needed:
+            return True
+        return any(self._streams[n] == topic and stamp_ns in self._needed[n] for n in self._sources)
 
     def _keep(self, message: BagMessage, stamp_ns: int) -> None:
         for name, source in self._sources.items():
@@ -137,6 +178,7 @@ class Inputs:
             self._joints = {stamp: q for stamp, q in self._joints.items() if stamp >= min(joints_ns)}
 
     def _forget(self, topic: str) -> None:
+        self._newest_ns.pop(topic, None)
         for name, source in self._sources.items():
             if self._streams[name] == topic:
                 source.buffer.clear()

@@ -50,10 +50,15 @@ class RecordedLog:
         return next(d.run for entry in self.entries for d in entry.decisions if isinstance(d, Start))
 
     @property
-    def cycles(self) -> list[Cycle]:
-        """All chunks that were followed."""
-        found = [d for entry in self.entries for d in entry.decisions if isinstance(d, Cycle)]
-        return [cycle for cycle in found if not cycle.refused]
+    def parts(self) -> list[list[Cycle]]:
+        """All chunks that were followed, from each start to the next."""
+        found: list[list[Cycle]] = []
+        for decision in (d for entry in self.entries for d in entry.decisions):
+            if isinstance(decision, Start):
+                found.append([])
+            elif isinstance(decision, Cycle) and not decision.refused:
+                found[-1].append(decision)
+        return found
 
 
 def read_log(bag: Bag, node: str = '') -> RecordedLog:

@@ -139,6 +139,8 @@ class Player:
         """Forget everything before."""
         self._clock_ns = decision.now_ns
         self._steering.reset()
+        for skill in self.skills.values():
+            skill.inputs.start(part)
         self._part, self._chunk_ns = part, 0
         self._forget()
         self._latch.reset()

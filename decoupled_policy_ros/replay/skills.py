@@ -42,20 +42,21 @@ def load_skills(
         CheckpointError, FingerprintMismatch: a task can't be found or loaded.
     """
     run, skills, others = log.run, {}, []
-    cycles: dict[tuple[str, str | None], list[Cycle]] = {}
-    for cycle in log.cycles:
-        cycles.setdefault((cycle.task, cycle.task_sha256), []).append(cycle)
+    parts = log.parts
+    cycles: dict[tuple[str, str | None], list[list[Cycle]]] = {}
+    for number, cycle in ((number, cycle) for number, part in enumerate(parts) for cycle in part):
+        its_parts = cycles.setdefault((cycle.task, cycle.task_sha256), [[] for _ in parts])
+        its_parts[number].append(cycle)
     known = [_identified(name) for name in (policies or (run['settings']['task'],))]
-    for (name, sha256), its_cycles in cycles.items():
+    for (name, sha256), its_parts in cycles.items():
         folder = _folder(name, sha256, known)
         policy = load_policy(folder, robot, backbone)
         if policy.task.sha256 != sha256:
             others.append(f'task {name!r}: sha256 {sha256!r} in the run, {policy.task.sha256!r} now')
-        inputs = Inputs(
-            bag, robot, policy.contract, run['cameras'], run['topics']['joint_states'], its_cycles
-        )
+        inputs = Inputs(bag, robot, policy.contract, run['cameras'], run['topics']['joint_states'], its_parts)
         joiner = Joiner(ChunkTiming.of(policy), join_settings(run['settings']))
-        skills[sha256] = Skill(_engine(policy, run, seed, its_cycles[0].instruction), inputs, joiner)
+        first = next(cycle for part in its_parts for cycle in part)
+        skills[sha256] = Skill(_engine(policy, run, seed, first.instruction), inputs, joiner)
     return skills, others
 
 

@@ -1,8 +1,8 @@
 # make          creates .venv with all that the package needs; the other targets do so by themselves
 # make demo     simulator and policy node as separate processes, 10 Lift episodes; out/demo/summary.json and a video
 # make test     all tests; PYTEST_ARGS='-m "not sim"' and the like choose
-# make bench    one policy cycle by stage, beside the same cycle computed naively; recordings made and converted; datasets read and
-#               written, beside LeRobot where LEROBOT_PYTHON names the Python of an environment that has it; a training step,
+# make bench    one policy cycle by stage, beside the same cycle computed naively; tasks exchanged while a node runs; recordings
+#               made and converted; datasets read and written, beside LeRobot where LEROBOT_PYTHON names the Python of an environment that has it; a training step,
 #               beside the paper's public code where PAPER_CODE names a checkout of it. The cycle is measured beside both, the
 #               paper's by PAPER_PYTHON, which has torchvision, diffusers and einops; an environment with LeRobot does
 # make soak     an hour of a policy beside random faults, every command looked at; docs/bench/soak.json
@@ -84,6 +84,7 @@ bench: $(READY)
 	@$(BIN)/python bench/inpainting.py
 	@$(BIN)/python bench/seams.py
 	@$(BIN)/python bench/outputs.py
+	@$(BIN)/python bench/task_swap.py --stretches 1 --stretch-s 8 --json out/bench/task_swap.json
 	@$(BIN)/python bench/recording.py --json out/bench/recording.json
 	@$(BIN)/python bench/conversion.py
 	@$(BIN)/python bench/dataset_reader.py $(if $(LEROBOT_PYTHON),--python $(LEROBOT_PYTHON))

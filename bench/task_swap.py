@@ -1,6 +1,7 @@
 """Tasks that change while policy_node follows one: what it takes, and what the stream of commands notices of it.
 
     python bench/task_swap.py                                         three minutes, docs/bench/task_swap.json
+    python bench/task_swap.py --stretches 1 --stretch-s 8 --json out/bench/task_swap.json          (make bench)
 
 policy_node with its guard, on the wall clock, commands at 50 Hz; an arm that goes where it is told and two cameras of
 84 x 84 pixels at 20 Hz are processes of their own. Stretches in which the task changes every two seconds and stretches
@@ -132,7 +133,8 @@ def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
                 counts[kind][name] += count
             periods_ms[kind] += (np.diff(listener.published_ns[first:]) * 1e-6).tolist()
             load.append(os.getloadavg()[0])
-        memory.append(resources(node.process.pid))
+            if kind == 'with_swaps':
+                memory.append(resources(node.process.pid))
         assert WATCHED.watch is not None
         breaches = WATCHED.watch.breaches()
         assert 'Traceback' not in node.output(), node.output()
@@ -157,11 +159,46 @@ def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _rounded(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
+
+
+def table(report: dict[str, Any]) -> str:
+    """The figures as they stand in docs/tasks.md."""
+    times = {
+        'the exchange, with the lock held': 'swap_ms',
+        'from when it is loaded until the cycle under way has ended': 'wait_ms',
+        'loading, in the thread': 'load_ms',
+        'answer to the parameter': 'answer_ms',
+    }
+    kinds = ('with_swaps', 'without')
+    lines = ['| ms | median | largest |', '|---|---|---|']
+    for text, name in times.items():
+        lines.append(f'| {text} | {_rounded(report[name]["p50"])} | {_rounded(report[name]["max"])} |')
+    lines += ['', '| | with swaps | without |', '|---|---|---|']
+    for name, (with_swaps, without) in {
+        'commands': [report['commands'][kind] for kind in kinds],
+        **{name: [report['counts'][kind][name] for kind in kinds] for name in COUNTS},
+    }.items():
+        lines.append(f'| {name.replace("_", " ")} | {with_swaps:,} | {without:,} |')
+    for text, name in {'median': 'p50', '99th percentile': 'p99', 'largest': 'max'}.items():
+        off_ms = [f'{report["period_error_ms"][kind][name]:.1f}' for kind in kinds]
+        lines.append(f'| commands off their period, {text} (ms) | {" | ".join(off_ms)} |')
+    rss_mb = ', '.join(f'{each:.0f}' for each in report['rss_mb'])
+    lines += [
+        '',
+        f'{report["swaps"]} swaps; resident memory before and after each stretch with swaps: {rss_mb} MB; '
+        f'{report["breaches"]} commands beyond a limit; load average {report["load_average"]:.1f}.',
+    ]
+    return '\n'.join(lines)
+
+
 def main(arguments: Arguments) -> None:
     """Measure, print, save."""
     with tempfile.TemporaryDirectory() as folder:
         report = measure(arguments, Path(folder))
-    print(json.dumps(report, indent=1))
+    print(json.dumps(report, indent=1), table(report), sep='\n\n')
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=1) + '\n')

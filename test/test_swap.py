@@ -1,7 +1,9 @@
 """Changes of a running loop, with real engines and threads and a clock that the test sets; what prepares them."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -139,6 +141,24 @@ def test_what_is_dropped_while_its_change_waits_is_told_of(stage, small_policy, 
     wait_for(lambda: len(done.heard) == 2)
     assert [engine for engine, _ in done.heard] == [None, None]
     assert stage.loop._planner.engine is first
+
+
+def test_a_task_that_is_not_followed_any_more_is_freed(stage, small_policy, small_policy_folders):
+    stage.loop.start(enabled=True)
+    stage.begin()
+    followed = []
+    for _ in range(3):
+        done = Done()
+        swapped(stage, other_engine(small_policy, small_policy_folders), done)
+        wait_for(lambda done=done: done.heard)
+        chunks = len(stage.outputs.chunks)
+        while len(stage.outputs.chunks) == chunks:
+            stage.command(stage.tick())
+            time.sleep(0.01)
+        followed.append(weakref.ref(stage.loop.engine))
+        del done
+    gc.collect()
+    assert [engine() is not None for engine in followed] == [False, False, True]
 
 
 def test_changes_are_made_when_the_loop_stops(stage):

@@ -34,7 +34,7 @@ STATUS = QoSProfile(
     depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
 #: After these a motion begins anew.
-PAUSED = ('disabled', 'waiting', 'ready', 'failed', 'gave way')
+PAUSED = ('disabled', 'waiting', 'ready', 'failed', 'gave_way')
 #: Nothing more is on the way once nothing has come for so long (s).
 QUIET_S = 0.1
 

@@ -130,4 +130,4 @@ def running_policy(folder: Path, **parameters: Any) -> Iterator[NodeProcess]:
     """policy_node with that policy, or another `task`; it prints no traceback."""
     with node_process('policy_node', folder / 'policy.log', policy_parameters(folder, **parameters)) as node:
         yield node
-    assert 'Traceback' not in node.output()
+    assert 'Traceback' not in node.output(), node.output()

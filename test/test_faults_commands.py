@@ -91,10 +91,11 @@ def test_a_policy_gives_way_to_an_operator(node, cell, tmp_path):
     with node_process('teleop_node', tmp_path / 'teleop.log', {'recorder': 'nobody'}):
         cell.says('teleop_node', 'deadman released')
         cell.is_moving()  # nobody else commands yet
-        assert cell.reported('policy', 'following')['other_commanders'] == '/teleop_node on /target_pose'
+        silent = '/teleop_node on /target_pose'
+        cell.wait_for(lambda: cell.reported('policy', 'following')['other_commanders'] == silent, silent)
         pressed[0] = 1
-        cell.status('gave way', '/teleop_node commands /target_pose too')
-        cell.reported('policy', 'gave way', DiagnosticStatus.WARN)
+        cell.status('gave_way', '/teleop_node commands /target_pose too')
+        cell.reported('policy', 'gave_way', DiagnosticStatus.WARN)
         WATCHED.forgive('where the one begins the other has a few commands on the way')
         assert 'commands /target_pose too' in enable(cell, 'policy_node', True).message
         cell.is_at_rest()  # the operator has the arm, and holds it still
@@ -110,7 +111,7 @@ def test_a_second_policy_refuses_to_command_the_arm(node, cell, tmp_path):
     cell.record(DiagnosticStatus, 'second/status', LATCHED)
     parameters = policy_parameters(tmp_path)
     with node_process('policy_node', tmp_path / 'second.log', parameters, name='second') as second:
-        cell.says('second', 'gave way: /policy_node commands /target_pose too; ~/enable starts again')
+        cell.says('second', 'gave_way: /policy_node commands /target_pose too; ~/enable starts again')
         answer = enable(cell, 'second', True)
         assert not answer.success and answer.message == '/policy_node commands /target_pose too'
         values = cell.reported('policy', 'following', DiagnosticStatus.OK)

@@ -19,7 +19,7 @@ from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
 from trajectory_msgs.msg import JointTrajectory
 
-from decoupled_policy_ros.nodes.common import COMMAND, time_ns
+from decoupled_policy_ros.nodes.common import SENSOR, time_ns
 
 #: How often the graph is looked at (s, wall).
 LOOK_S = 0.2
@@ -110,7 +110,7 @@ class OtherCommanders:
                     kind,
                     topic,
                     lambda message, said=said, topic=topic: self._take(message, said, topic),
-                    COMMAND,
+                    SENSOR,  # hears reliable publishers and best-effort ones
                 )
 
     def _take(self, message: PoseStamped | JointTrajectory, said: Said, topic: str) -> None:

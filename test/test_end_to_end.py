@@ -121,6 +121,13 @@ def test_demo_leaves_a_summary_a_video_and_a_picture(task_folder, tmp_path, caps
     assert 'encode' in output
 
 
+def test_demo_with_the_guard_begins_episode_after_episode(tmp_path):
+    summary = run_demo('lift', episodes=6, out=tmp_path / 'demo', max_s=0.4)
+    # A first chunk that the guard refuses is held against for a step: the simulator waits for every command.
+    assert summary['holds'] <= summary['rejected_chunks'] <= 3
+    assert all(result['cycles'] in (1, 2) for result in summary['results'])
+
+
 def test_demo_without_a_task_ends_with_its_reason(tmp_path):
     with pytest.raises(
         DemoError, match=r"policy_node refused to configure: .*'juggle' is neither a folder nor"

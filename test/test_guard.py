@@ -250,6 +250,20 @@ def test_what_lies_beyond_the_executed_part_is_cut_off_where_it_is_out_of_reach(
     assert outcomes(check(waypoints, only('reach'))) == {'reach': Outcome.REJECT}
 
 
+def test_what_lies_beyond_the_executed_part_is_cut_off_where_no_slowing_down_helps():
+    settings = only('angular_acceleration', max_time_scale=3.0)
+    waypoints = straight(0.005)
+    waypoints[10, :3, :3] = waypoints[10, :3, :3] @ Rotation.from_euler('z', 2.5).as_matrix()
+    verdict = check(waypoints, settings)
+    assert (Outcome.TRUNCATE, 'angular_acceleration') in {(f.outcome, f.rule) for f in verdict.findings}
+    np.testing.assert_array_equal(verdict.path.poses_base_ee, waypoints[: len(verdict.path.poses_base_ee)])
+    assert 8 <= len(verdict.path.poses_base_ee) <= 10 and verdict.time_scale == 1.0
+    assert not verdict.path.state(verdict.path.end_ns).angular_rad_s.any()
+    waypoints[5] = waypoints[10]  # among those that are needed
+    verdict = check(waypoints, settings)
+    assert verdict.path is None and verdict.rejection.waypoint in (5, 6)
+
+
 def turned_to(joint: int, angle_rad: float) -> np.ndarray:
     q = ROBOT.home_rad.copy()
     q[joint] = angle_rad

@@ -16,6 +16,7 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.settings import JOINT_RULES, GuardSettings
+from decoupled_policy_ros.runtime.guard.verdict import Finding, Outcome, Verdict
 from decoupled_policy_ros.runtime.joint_steering import InJoints
 from decoupled_policy_ros.runtime.loop import PolicyLoop
 from decoupled_policy_ros.runtime.states import (
@@ -60,14 +61,15 @@ class BreakableEngine(Engine):
 class GuardedStage(Stage):
     """A loop in real time at 20 commands a second, with a guard; `in_joints` too if need be."""
 
-    in_joints = False
+    in_joints = lockstep = False
+    arm = Home
 
     def __init__(self, policy, settings: GuardSettings) -> None:
         super().__init__(policy)
-        self.joints, self.engine, self.motions = Home(), BreakableEngine(policy, 2), []
-        guarded = Guarded(Guard(ROBOT, settings), Kinematics(ROBOT), self.joints, lockstep=False)
+        self.joints, self.engine, self.motions = self.arm(), BreakableEngine(policy, 2), []
+        guarded = Guarded(Guard(ROBOT, settings), Kinematics(ROBOT), self.joints, self.lockstep)
         steering = (
-            InJoints(guarded, ROBOT, self.joints, self.motions.append, lambda: self.now_ns, lockstep=False)
+            InJoints(guarded, ROBOT, self.joints, self.motions.append, lambda: self.now_ns, self.lockstep)
             if self.in_joints
             else guarded
         )
@@ -76,11 +78,15 @@ class GuardedStage(Stage):
             Sampler(policy.contract, self.buffers),
             self.outputs,
             lambda: self.now_ns,
-            LoopSettings(lockstep=False, control_rate_hz=20.0, gripper_hysteresis=0.2, seed=0),
+            LoopSettings(self.lockstep, control_rate_hz=20.0, gripper_hysteresis=0.2, seed=0),
             lambda name: '',
             self.failures.append,
             steering,
         )
+
+    def tick(self, skip: tuple[str, ...] = ()) -> int:
+        time.sleep(0.02)  # a clock that runs away from the worker leaves nothing of a chunk
+        return super().tick(skip)
 
 
 @pytest.fixture
@@ -100,12 +106,9 @@ def make(small_policy) -> Iterator:
 def test_every_command_of_an_untrained_network_keeps_the_limits(make):
     stage = make(LENIENT)
     stage.loop.start(enabled=True)
-    stage.observe()
+    stage.begin()
     while len(stage.outputs.chunks) < 3:
-        stage.command(stage.tick()) if stage.outputs.commands else stage.tick()
-        wait_for(lambda: stage.loop.report()[0] in (FOLLOWING, WAITING, HOLDING))
-        if not stage.outputs.commands:
-            wait_for(lambda: stage.outputs.chunks or stage.loop.report()[0] == WAITING)
+        stage.command(stage.tick())
     limits = ROBOT.limits
     checker = LimitsChecker(limits.ee_linear_velocity_m_s, limits.ee_linear_acceleration_m_s2)
     for stamp_ns, pose in stage.outputs.commands:
@@ -217,5 +220,69 @@ def test_whoever_gives_way_sends_no_trajectory_any_more(tmp_path, state, last_wo
         assert stage.loop.enable(False, state, 'another one commands')
         assert len(stage.motions) == 1 + last_words
         assert stage.loop.report()[0] == state
+    finally:
+        stage.loop.stop()
+
+
+class SinceTheReset(Home):
+    """Joints at home since a time, as where the scene was put back: nothing is known of earlier ones."""
+
+    def positions(self, now_ns: int):
+        return super().positions(now_ns) if now_ns >= START_NS + PERIOD_NS else None
+
+
+class LockstepStage(GuardedStage):
+    """Time waits for the commands, so what is shown is shown once."""
+
+    lockstep = True
+    arm = SinceTheReset
+
+
+def test_where_the_clock_is_heard_after_the_frames_it_is_waited_for(small_policy):
+    stage = LockstepStage(small_policy, LENIENT)
+    stage.loop.start(enabled=True)
+    try:
+        stage.observe()
+        stage.now_ns += PERIOD_NS
+        stage.observe()
+        stage.now_ns -= PERIOD_NS
+        time.sleep(0.3)  # long enough for a chunk
+        assert stage.loop.report()[2]['rejected_chunks'] == '0' and not stage.outputs.commands
+        stage.now_ns += PERIOD_NS
+        stage.loop.notify_ticked()
+        stage.command(stage.now_ns)
+        assert stage.loop.report()[0] == FOLLOWING
+    finally:
+        stage.loop.stop()
+
+
+class RefusingOnce(LockstepStage):
+    """Its first chunk is rejected."""
+
+    arm = Home
+
+    def __init__(self, policy, settings: GuardSettings) -> None:
+        super().__init__(policy, settings)
+        check = self.loop._steering.guard.check
+        rejections = iter([Verdict(None, (Finding('reach', Outcome.REJECT, 1.0, 0.0, 'm'),))])
+        self.loop._steering.guard.check = lambda request: next(rejections, None) or check(request)
+
+
+@pytest.mark.parametrize('in_joints', [False, True])
+def test_where_time_waits_a_first_chunk_that_is_rejected_lets_it_go_on(tmp_path, in_joints):
+    policy = load_policy(save_told_policy(tmp_path, circle()), ROBOT)
+    stage = type('Stage', (RefusingOnce,), {'in_joints': in_joints})(policy, GuardSettings())
+    stage.loop.start(enabled=True)
+    try:
+        stage.observe()
+        held = stage.command(stage.tick())
+        np.testing.assert_allclose(held, Kinematics(ROBOT).forward(ROBOT.home_rad), atol=1e-9)
+        assert stage.loop.report()[0] == HOLDING and 'reach' in stage.loop.report()[1]
+        for motion in stage.motions:
+            assert np.abs(motion.positions_rad - ROBOT.home_rad).max() < 1e-6
+        assert bool(stage.motions) == in_joints
+        stage.command(stage.tick())
+        assert stage.loop.report()[:2] == (FOLLOWING, '')
+        assert stage.loop.report()[2]['rejected_chunks'] == '1'
     finally:
         stage.loop.stop()

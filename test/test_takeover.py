@@ -30,16 +30,25 @@ class SlowEngine(Engine):
         self._stage = stage
         self.latency_ns, self.free = 100 * MS, threading.Event()
         self.free.set()
-        self.computing = False
+        self.asked_ns: int | None = None
         self.prefixes = []
 
     def __call__(self, observation, known=None, samples=1):
-        begin_ns, self.computing = self._stage.now_ns, True
+        begin_ns = self._stage.now_ns
         self.prefixes.append(known)
         prediction = super().__call__(observation, known, samples)
-        self.computing = False
-        wait_for(lambda: self._stage.now_ns >= begin_ns + self.latency_ns and self.free.is_set())
+        self.asked_ns = begin_ns
+        wait_for(lambda: not self.waiting)
+        self.asked_ns = None
         return prediction
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has computed what it shall answer later."""
+        asked_ns = self.asked_ns
+        if asked_ns is None:
+            return False
+        return self._stage.now_ns < asked_ns + self.latency_ns or not self.free.is_set()
 
 
 class SlowStage(Stage):
@@ -59,17 +68,27 @@ class SlowStage(Stage):
             self.failures.append,
             join=join,
         )
+        self.plans, plan = 0, self.loop._plan
+
+        def counted() -> bool:
+            chunk_came = plan()
+            self.plans += 1
+            return chunk_came
+
+        self.loop._plan = counted
 
     def run(self, seconds: float) -> None:
         """Let time pass, with a frame every 50 ms."""
         end_ns = self.now_ns + round(seconds * 1e9)
         while self.now_ns < end_ns:
             self.now_ns += STEP_NS
+            plans = self.plans
             if (self.now_ns - START_NS) % PERIOD_NS == 0:
                 self.observe()
             self.loop.notify_ticked()
             time.sleep(0.003)
-            wait_for(lambda: not self.engine.computing)
+            # The worker has seen this time: it finds nothing to do, or its engine waits for a later one.
+            wait_for(lambda plans=plans: self.engine.waiting or self.plans > plans)
 
     def value(self, name: str) -> float:
         return float(self.loop.report()[2][name])

@@ -58,6 +58,7 @@ class DemoClient(Node):
         self.cycles = 0
         self.holds = 0
         self._holding = False
+        self._policy_says = ''
         self.images: dict[str, Any] = {}
         self.on_overview: Callable[[], None] = lambda: None
         self._diagnostics: dict[str, str] = {}
@@ -86,7 +87,9 @@ class DemoClient(Node):
         while not (result := condition()):
             self._check()
             if time.monotonic() > deadline:
-                raise DemoError(f'waited {timeout_s:g} s in vain for {what}')
+                raise DemoError(
+                    f'waited {timeout_s:g} s in vain for {what}; {POLICY} says {self._policy_says!r}'
+                )
             self._executor.spin_once(timeout_sec=0.1)
         return result
 
@@ -161,6 +164,7 @@ class DemoClient(Node):
         self.cycles += 1
 
     def _on_status(self, message: DiagnosticStatus) -> None:
+        self._policy_says = message.message
         holding = message.message.startswith(HOLDING)
         self.holds += holding and not self._holding  # a hold that lasts is reported again each second
         self._holding = holding

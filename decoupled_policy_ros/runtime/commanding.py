@@ -152,7 +152,9 @@ class Commander:
 
     def _hold(self, now_ns: int) -> bool:
         """Come to rest and stay there, and say why; before the first command there is nothing to hold."""
-        pose = self._steering.hold(now_ns)
+        # Where time waits it would wait for ever: what came of a frame comes of it again, and there is no other.
+        chunk_refused = self._refusal is not None and not isinstance(self._refusal, ObservationError)
+        pose = self._steering.hold(now_ns, begin=self._settings.lockstep and chunk_refused)
         if self.chunk is not None and now_ns > self.chunk.end_stamp_ns:
             self.statistics.underruns += 1
             self.chunk = None

@@ -60,9 +60,9 @@ class Dependent:
         """Pose (4, 4) and gripper value for a time."""
         return self._steering.follow(now_ns)
 
-    def hold(self, now_ns: int) -> NDArray[np.float64] | None:
+    def hold(self, now_ns: int, begin: bool = False) -> NDArray[np.float64] | None:
         """Pose (4, 4) for a time at which nothing new is known."""
-        return self._steering.hold(now_ns)
+        return self._steering.hold(now_ns, begin)
 
     def reset(self, silently: bool = False) -> None:
         """Forget what was commanded."""

@@ -89,8 +89,8 @@ class Direct:
         self._last, self._last_ns = motion.state(now_ns).pose, now_ns
         return self._last, motion.gripper(now_ns) or 0.0
 
-    def hold(self, now_ns: int) -> Array | None:
-        """Brake from what was commanded last; or the last command again."""
+    def hold(self, now_ns: int, begin: bool = False) -> Array | None:
+        """Brake from what was commanded last; or the last command again. Where the arm is nobody knows here."""
         if self._last is None or self._stopping is None:
             return self._last
         assert self._motion is not None

@@ -109,9 +109,12 @@ class InJoints:
         self._last_ns = now_ns
         return self._steering.follow(now_ns)
 
-    def hold(self, now_ns: int) -> Array | None:
+    def hold(self, now_ns: int, begin: bool = False) -> Array | None:
         """Come to rest as the steering does, once for each time that it has to."""
-        pose = self._steering.hold(now_ns)
+        measured = self._joints.positions(now_ns)
+        if begin and self._commanded is None and measured is not None:
+            self._commanded = JointMotion([now_ns], measured[None], np.zeros((1, len(measured))))
+        pose = self._steering.hold(now_ns, begin)
         stop = self._steering.motion
         if isinstance(stop, Stop) and stop is not self._stop and self._commanded is not None:
             self._stop = stop

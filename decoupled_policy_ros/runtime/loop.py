@@ -282,8 +282,8 @@ class PolicyLoop(Exchangeable):
         self, error: InferenceError | ValueError, generation: int, seen: Observation, now_ns: int
     ) -> None:
         with self._lock:
-            self._commander.statistics.add_rejection(str(error))
             if generation == self._generation:
+                self._commander.statistics.add_rejection(str(error))
                 self._log.refused(self._planner.engine, seen, str(error))
                 self._commander.reject(error, seen.stamp_ns, now_ns)
                 self._ticked.notify()

@@ -96,7 +96,9 @@ class Planner:
         stamp_ns = self._sampler.latest_common_stamp_ns()
         observation = self._sampler.sample(now_ns if stamp_ns is None else stamp_ns, now_ns)
         too_early = stamp_ns is None or (chunk is not None and stamp_ns < self._earliest_ns(chunk))
-        return None if too_early else observation, 1e3 * (time.perf_counter() - start)
+        # Where time waits, /clock may be heard after the frames that it belongs to: nothing is known of that time yet.
+        unheard = self._lockstep and stamp_ns is not None and stamp_ns > now_ns
+        return None if too_early or unheard else observation, 1e3 * (time.perf_counter() - start)
 
     def predict(
         self, observation: Observation, sample_ms: float, under_way: UnderWay | None, now_ns: int

@@ -119,9 +119,9 @@ class Shadowing:
         """Pose (4, 4) and gripper value that the arm would be told for a time."""
         return self._steering.follow(now_ns)
 
-    def hold(self, now_ns: int) -> Array | None:
+    def hold(self, now_ns: int, begin: bool = False) -> Array | None:
         """Pose (4, 4) that it would be told while nothing new is known."""
-        return self._steering.hold(now_ns)
+        return self._steering.hold(now_ns, begin)
 
     def reset(self, silently: bool = False) -> None:
         """Forget what was shown."""

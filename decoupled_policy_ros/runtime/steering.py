@@ -83,8 +83,11 @@ class Steering(Protocol):
     def follow(self, now_ns: int) -> tuple[Array, float]:
         """Pose (4, 4) and gripper value for a time."""
 
-    def hold(self, now_ns: int) -> Array | None:
-        """Pose (4, 4) for a time at which nothing new is known; None before the first command."""
+    def hold(self, now_ns: int, begin: bool = False) -> Array | None:
+        """Pose (4, 4) for a time at which nothing new is known; None before the first command.
+
+        With `begin` that may be the first command: to stay where the arm is, if that is known.
+        """
 
     def reset(self, silently: bool = False) -> None:
         """Forget what was commanded; `silently`: without another command, for somebody else gives them now."""
@@ -173,9 +176,12 @@ class Guarded:
             gripper = 0.0
         return motion.state(now_ns).pose, gripper
 
-    def hold(self, now_ns: int) -> Array | None:
-        """Brake from what was commanded last, and stay there."""
+    def hold(self, now_ns: int, begin: bool = False) -> Array | None:
+        """Brake from what was commanded last, and stay there; before that, stay where the arm is if asked to."""
         motion = self._motion
+        if motion is None and begin and (joints_rad := self._joints.positions(now_ns)) is not None:
+            state = MotionState.at_rest(self._kinematics.forward(joints_rad))
+            motion = self._motion = Stop(state, now_ns, self.guard.stopping)
         if motion is None:
             return None
         if not isinstance(motion, Stop):

@@ -110,11 +110,8 @@ class Guard:
                 if stopped.outcome is Outcome.REJECT:
                     return Verdict(None, (*findings, stopped))
                 findings.append(stopped)
-                wanted = wanted[:good]
-                joints = JointPath(
-                    joints.joints_rad[: good + 1], joints.velocity_rad_s, joints.singular[: good + 1]
-                )
-        return self._timed(request, wanted, joints, findings)
+                wanted, joints = wanted[:good], joints.up_to(good)
+        return self._slow_enough(request, wanted, joints, findings)
 
     def _into_workspace(self, request: Request) -> tuple[Array, list[Finding]]:
         """Waypoints with their positions inside the workspace, and how far outside the farthest was."""
@@ -162,10 +159,7 @@ class Guard:
         found = min(earliest, key=lambda r: -1 if r.waypoint is None else r.waypoint)
         if found.waypoint is None or found.waypoint - request.first < request.needed:
             return path, found
-        cut = Finding(
-            found.rule, Outcome.TRUNCATE, found.value, found.limit, found.unit, found.waypoint, found.detail
-        )
-        return path, cut
+        return path, found.cut_off()
 
     def _collision(self, path: JointPath, first: int) -> Finding | None:
         if self._collisions.pairs == 0:
@@ -180,11 +174,24 @@ class Guard:
                 return Finding(rule, Outcome.REJECT, distance_m, margin_m, 'm', first + i, names)
         return None
 
+    def _slow_enough(
+        self, request: Request, wanted: Array, joints: JointPath | None, findings: list[Finding]
+    ) -> Verdict:
+        """The path in time; what no slowing down helps is cut off if it is not needed."""
+        verdict = self._timed(request, wanted, joints, findings)
+        while verdict.path is None and len(wanted) > request.needed:
+            too_fast = verdict.findings[-1]
+            good = len(wanted) if too_fast.waypoint is None else too_fast.waypoint - request.first
+            count = max(request.needed, min(good, len(wanted) - 1))
+            wanted, joints = wanted[:count], None if joints is None else joints.up_to(count)
+            verdict = self._timed(request, wanted, joints, [*findings, too_fast.cut_off()])
+        return verdict
+
     def _timed(
         self, request: Request, wanted: Array, joints: JointPath | None, findings: list[Finding]
     ) -> Verdict:
         """The path with the stamps that every limit holds with, ending at rest."""
-        moving = self._moving(request.start, wanted, joints)
+        moving, findings = self._moving(request.start, wanted, joints), list(findings)
         stamps_ns = [request.start_ns, *request.stamps_ns[: len(wanted)]]
         durations_s = np.diff(np.array(stamps_ns, np.int64)) / NS_PER_S
         least: Array = np.ones(len(wanted))

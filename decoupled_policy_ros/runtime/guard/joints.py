@@ -30,6 +30,10 @@ class JointPath:
     velocity_rad_s: Array
     singular: Array
 
+    def up_to(self, count: int) -> JointPath:
+        """Its first so many waypoints."""
+        return JointPath(self.joints_rad[: count + 1], self.velocity_rad_s, self.singular[: count + 1])
+
 
 class JointChecks:
     """Inverse kinematics of every waypoint, and the rules on reach, limits, continuity and singularity."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -43,6 +43,10 @@ class Finding:
     waypoint: int | None = None
     detail: str = ''
 
+    def cut_off(self) -> Finding:
+        """The same, where the motion ends before it."""
+        return replace(self, outcome=Outcome.TRUNCATE)
+
     def __str__(self) -> str:
         if self.value is None or self.limit is None:
             return f'{self.rule}: {self.detail} ({self.outcome.value})'
@@ -58,7 +62,7 @@ class Verdict:
 
     Attributes:
         path: what may be executed; None if the motion is rejected.
-        findings: rules that it broke, at most one for each.
+        findings: rules that it broke, at most one for each rule and outcome.
         joints_rad: (n, joints) at the waypoints of the path, where they were computed.
     """
 

@@ -29,7 +29,7 @@ from decoupled_policy_ros.training.sources import load_demonstrations, load_moti
 from decoupled_policy_ros.training.stage1 import train_stage1
 from decoupled_policy_ros.training.stage2 import train_task
 
-SMALL = {'width': 32, 'hidden': 64, 'blocks': 2, 'time_width': 16}
+SMALL = {'kind': 'dp_mlp', 'width': 32, 'hidden': 64, 'blocks': 2, 'time_width': 16}
 LOOP = {'steps': 6, 'batch_size': 4, 'warmup_steps': 2, 'checkpoint_every': 2, 'threads': 1}
 
 

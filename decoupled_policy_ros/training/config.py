@@ -18,9 +18,9 @@ from pydantic import (
 )
 
 from decoupled_policy_ros.errors import ConfigError
-from decoupled_policy_ros.policy.backbones import DPMLPSize
 from decoupled_policy_ros.policy.schedule import ScheduleConfig
 from decoupled_policy_ros.training.network import (
+    DEFAULT_BACKBONE,
     BackboneNameOrSize,
     BackboneSize,
     ConditioningConfig,
@@ -111,7 +111,7 @@ class Stage1Config(_Strict):
     robot: str
     rate_hz: PositiveFloat = 20.0
     sources: list[MotionSource] = Field(min_length=1)
-    backbone: BackboneSize = DPMLPSize()
+    backbone: BackboneSize = DEFAULT_BACKBONE
     conditioning: ConditioningConfig | None = Field(default=None, description="the backbone's own by default")
     objective: ScheduleConfig = ScheduleConfig()
     position_range_m: tuple[tuple[float, float, float], tuple[float, float, float]] | None = Field(

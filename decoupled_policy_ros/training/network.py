@@ -20,10 +20,13 @@ from decoupled_policy_ros.policy.sampling import make_schedule
 from decoupled_policy_ros.policy.schedule import ScheduleConfig
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 
+#: The one that a configuration gets which states none: docs/evidence.md compares it with the others.
+DEFAULT_BACKBONE = DPMixerSize()
+
 
 def _kind_of(value: Any) -> str:
-    """The kind that a `backbone` section states, in YAML or as a size; DP-MLP where it states none."""
-    return value.get('kind', 'dp_mlp') if isinstance(value, dict) else getattr(value, 'kind', '')
+    """The kind that a `backbone` section states, in YAML or as a size; the default where it states none."""
+    return value.get('kind', DEFAULT_BACKBONE.kind) if isinstance(value, dict) else getattr(value, 'kind', '')
 
 
 def _name_or_size(value: Any) -> str:

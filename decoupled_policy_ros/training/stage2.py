@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from decoupled_policy_ros.errors import TrainingError
-from decoupled_policy_ros.policy.backbones import DPMLPSize
 from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, save_backbone, save_task
 from decoupled_policy_ros.policy.encoders import ImageEncoder, VectorEncoder
 from decoupled_policy_ros.policy.language import INSTRUCTION, InstructionEncoder
@@ -22,7 +21,7 @@ from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.robot.poses import POSITION
 from decoupled_policy_ros.training.config import Stage2Config
 from decoupled_policy_ros.training.loop import Trainer
-from decoupled_policy_ros.training.network import new_backbone, require_as_chosen
+from decoupled_policy_ros.training.network import DEFAULT_BACKBONE, new_backbone, require_as_chosen
 from decoupled_policy_ros.training.report import write_report
 from decoupled_policy_ros.training.runs import (
     data_sha256,
@@ -157,7 +156,7 @@ def _starting_backbone(config: Stage2Config, robot: RobotDescription, normal: bo
         )
     fingerprint = Fingerprint.of(robot, open_dataset(config, robot).rate_hz)
     name = f'{config.name}_{"normal" if normal else "random"}'
-    size = config.backbone or DPMLPSize()
+    size = config.backbone or DEFAULT_BACKBONE
     backbone = new_backbone(size, config.conditioning, config.objective, fingerprint, name)
     return backbone if normal else backbone.freeze()
 

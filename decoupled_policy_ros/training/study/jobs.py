@@ -17,6 +17,7 @@ from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, validated
 from decoupled_policy_ros.training.evaluation import Evaluation, evaluate
+from decoupled_policy_ros.training.network import DEFAULT_BACKBONE
 from decoupled_policy_ros.training.stage1 import train_stage1
 from decoupled_policy_ros.training.stage2 import train_task
 from decoupled_policy_ros.training.study.config import (
@@ -230,7 +231,7 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
 
 
 def _stage1_job(values: Values, where: str, out: Path) -> Stage1Job:
-    name = f'{values["backbone"].get("kind", "dp_mlp")}-{_hash(values)}'
+    name = f'{values["backbone"].get("kind", DEFAULT_BACKBONE.kind)}-{_hash(values)}'
     return Stage1Job(out / 'stage1' / name, validated({**values, 'name': name}, Stage1Config, where))
 
 

@@ -11,7 +11,6 @@ normal training, where the backbone learns too.
 
 from __future__ import annotations
 
-import json
 import platform
 import resource
 import statistics
@@ -26,6 +25,7 @@ from rich.table import Table
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy.backbones import BACKBONES, DPCSize, DPTSize
 from decoupled_policy_ros.policy.backbones.interface import Denoiser
 from decoupled_policy_ros.policy.conditioning import conditioning_for
@@ -169,8 +169,7 @@ def main(arguments: Arguments) -> None:
         )
     Console(width=120).print(table)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,6 @@ wall time. The files are read once before, so they come from memory where they f
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -33,6 +32,7 @@ from decoupled_policy_ros.data.bags.reader import Bag
 from decoupled_policy_ros.data.bags.writer import BagWriter
 from decoupled_policy_ros.data.conversion.convert import convert
 from decoupled_policy_ros.data.conversion.plan import ConvertSettings
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.robot.description import load_robot
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -201,8 +201,7 @@ def main(arguments: Arguments) -> None:
             )
     Console(width=120).print(table)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ and for eight. Errors are those of the chunk's positions from what the plain net
 from __future__ import annotations
 
 import importlib.util
-import json
 import platform
 import statistics
 import sys
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy import load_policy
 from decoupled_policy_ros.policy.packed import PRECISIONS
 from decoupled_policy_ros.policy.sampling import Sampler
@@ -229,8 +229,7 @@ def main(arguments: Arguments) -> None:
             'rounds': arguments.rounds,
             'samples': results,
         }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy.diffusion import NoiseSchedule
 from decoupled_policy_ros.policy.sampling import Known, Sampler
 
@@ -131,8 +132,7 @@ def main(arguments: Arguments) -> None:
     report = measure(arguments)
     print(json.dumps(report, indent=1))
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 if __name__ == '__main__':

@@ -31,6 +31,7 @@ from rich.table import Table
 
 from decoupled_policy_ros.data.datasets.dataset import Dataset, DatasetSpec, DatasetWriter
 from decoupled_policy_ros.data.readers.opening import open_demonstrations
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.robot.description import load_robot
 
 SIDE = Path(__file__).with_name('lerobot_side.py')
@@ -292,8 +293,7 @@ def main(arguments: Arguments) -> None:
         'lerobot_here': theirs,
     }
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 if __name__ == '__main__':

@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_harness import WATCHED, NodeProcess
 
+from decoupled_policy_ros.files import write_json
+
 #: Commands per second.
 RATE_HZ = 50.0
 #: What is left out at the beginning (s): discovery, and memory that a process takes once.
@@ -140,8 +142,7 @@ def main(arguments: Arguments) -> None:
         report = measure(arguments, Path(folder))
     print(json.dumps(report, indent=1))
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.guard.guard import Guard
@@ -162,8 +163,7 @@ def main(arguments: Arguments) -> None:
     report = measure(arguments)
     print(json.dumps(report, indent=1))
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ nothing is taken from memory.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import platform
 import statistics
@@ -25,6 +24,7 @@ from policy_cycle import Arguments as Sizes
 from policy_cycle import TimedEngine, cycle, observed, untrained
 from rich.console import Console
 
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy import Policy
 from decoupled_policy_ros.policy.packed import PRECISIONS
 from decoupled_policy_ros.runtime.engine import Engine
@@ -100,8 +100,7 @@ def main(arguments: Arguments) -> None:
         report[precision]['memory'] = memory(engine, policy, arguments.cycles)
     Console().print(report)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 if __name__ == '__main__':

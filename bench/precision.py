@@ -8,7 +8,6 @@ computed in bfloat16 too, from the same pictures and the same noise.
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.robot.poses import POSITION, pose_from_action
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.training.rollout import Evaluation, Rollout
@@ -90,8 +90,7 @@ def main(arguments: Arguments) -> None:
     }
     Console().print(report)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 QUANTILES = {'median': 50, 'p99': 99, 'largest': 100}

@@ -31,6 +31,8 @@ from mcap.reader import make_reader
 from rich.console import Console
 from rich.table import Table
 
+from decoupled_policy_ros.files import write_json
+
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = ROOT / 'config' / 'fastdds_large_messages.xml'
 PUBLISHER = ROOT / 'test' / 'camera_publisher.py'
@@ -320,8 +322,7 @@ def main(arguments: Arguments) -> None:
     shutil.rmtree(arguments.out)
     show(report)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 def show(report: dict[str, Any]) -> None:

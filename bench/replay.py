@@ -24,6 +24,7 @@ from ros_harness import NodeProcess
 from std_srvs.srv import SetBool, Trigger
 
 from decoupled_policy_ros.data.bags.reader import Bag
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.replay import report
 from decoupled_policy_ros.replay.replay import ReplayOptions, replay
 from decoupled_policy_ros.runtime.cycles import decisions_from_text, decisions_to_text
@@ -115,8 +116,7 @@ def main(arguments: Arguments) -> None:
         found = measure(arguments, Path(folder))
     print(json.dumps(found, indent=1))
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(found, indent=1) + '\n')
+        write_json(arguments.json, found)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,6 @@ recoveries took, and whether memory, file descriptors, threads and latencies sta
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import tempfile
@@ -31,6 +30,8 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool
 from told_policy import FULL, circle, save_told_policy
 from untrained import save_untrained_task
+
+from decoupled_policy_ros.files import write_json
 
 #: A fault that is not recovered from in so long (s) never is.
 LOST_S = 90.0
@@ -345,8 +346,7 @@ def main(arguments: Arguments) -> None:
         report = report_of(soak, arguments)
     show(report, console)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 if __name__ == '__main__':

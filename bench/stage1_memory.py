@@ -24,6 +24,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from decoupled_policy_ros.files import write_json
+
 # What is heavy is imported by the child that needs it: a child's peak starts with what its parent held.
 
 LIMIT_GB = 8.0
@@ -341,8 +343,7 @@ def main(arguments: Arguments) -> None:
     )
     show(report)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 if __name__ == '__main__':

@@ -30,6 +30,7 @@ from live_cell import ARM, CAMERAS, LiveRobot, commit, resources
 from node_latency import RATE_HZ, SETTLE_S, Listener, spread
 from ros_harness import WATCHED, NodeProcess
 
+from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, load_task, save_task
 
 COUNTS = ('cycles', 'cycles_missed', 'holds', 'underruns', 'bridged_ticks', 'rejected_chunks')
@@ -200,8 +201,7 @@ def main(arguments: Arguments) -> None:
         report = measure(arguments, Path(folder))
     print(json.dumps(report, indent=1), table(report), sep='\n\n')
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + '\n')
+        write_json(arguments.json, report)
 
 
 if __name__ == '__main__':

@@ -72,6 +72,16 @@ def rclpy_context() -> Iterator[object]:
     context.try_shutdown()
 
 
+@pytest.fixture(scope='module')
+def cell() -> Iterator[object]:
+    """A robot beside a node that runs, whose parts can be made to fail."""
+    from fault_cell import Cell
+
+    cell = Cell()
+    yield cell
+    cell.close()
+
+
 @pytest.fixture(autouse=True)
 def commands_within_limits(request) -> Iterator[None]:
     """No command of a node that a process test starts breaks a limit, unless it is marked as unguarded."""

@@ -22,13 +22,6 @@ DEADMAN = 5
 
 
 @pytest.fixture(scope='module')
-def cell() -> Iterator[Cell]:
-    cell = Cell()
-    yield cell
-    cell.close()
-
-
-@pytest.fixture(scope='module')
 def node(tmp_path_factory) -> Iterator[NodeProcess]:
     with running_policy(tmp_path_factory.mktemp('faults')) as node:
         yield node

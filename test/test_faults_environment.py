@@ -13,13 +13,6 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope='module')
-def cell() -> Iterator[Cell]:
-    cell = Cell()
-    yield cell
-    cell.close()
-
-
-@pytest.fixture(scope='module')
 def node(tmp_path_factory) -> Iterator[NodeProcess]:
     """The policy of an arm whose gripper is told by an action, where there is no such action."""
     folder = tmp_path_factory.mktemp('faults')

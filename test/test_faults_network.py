@@ -27,13 +27,6 @@ UNFOLDING = np.array([0.0, 0.0, 0.0, 0.25, 0.0, 0.6, 0.0])
 
 
 @pytest.fixture(scope='module')
-def cell() -> Iterator[Cell]:
-    cell = Cell()
-    yield cell
-    cell.close()
-
-
-@pytest.fixture(scope='module')
 def node(tmp_path_factory) -> Iterator[NodeProcess]:
     with running_policy(tmp_path_factory.mktemp('faults'), autostart=False) as node:
         yield node

@@ -4,20 +4,13 @@ import math
 from collections.abc import Iterator
 
 import pytest
-from fault_cell import Cell, changed_robot, running_policy
+from fault_cell import changed_robot, running_policy
 from live_robot import CAMERAS, JOINTS, STREAMS, Faults
 from ros_harness import NodeProcess
 
 pytestmark = pytest.mark.process
 
 NAMES = {JOINTS: 'proprioception'} | {camera: camera for camera in CAMERAS}
-
-
-@pytest.fixture(scope='module')
-def cell() -> Iterator[Cell]:
-    cell = Cell()
-    yield cell
-    cell.close()
 
 
 @pytest.fixture(scope='module')

@@ -92,7 +92,7 @@ def test_a_log_has_all_that_was_decided_in_its_order():
         for i in range(ticks):
             log.ticked(200 + i, followed=True)
     log.ticked(300, followed=False)
-    log.refused(ENGINE, observation, 'too fast')
+    log.refused(ENGINE, observation, 'too fast', stays=False)
     log.started()
     messages = [decisions_from_text(text) for text in texts]
     assert [number for number, _ in messages] == list(range(len(messages)))

@@ -20,11 +20,12 @@ from decoupled_policy_ros.runtime.assembly import assembled_steering
 from decoupled_policy_ros.runtime.cycles import Cycle, CycleLog, Start, Ticks, decisions_from_text
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings
+from decoupled_policy_ros.runtime.guard.verdict import Finding, Outcome, Verdict
 from decoupled_policy_ros.runtime.joining import ChunkTiming, Joiner, JoinSettings
 from decoupled_policy_ros.runtime.joint_motion import JointMotion
 from decoupled_policy_ros.runtime.loop import PolicyLoop
 from decoupled_policy_ros.runtime.shadow import FromArm
-from decoupled_policy_ros.runtime.states import LoopSettings
+from decoupled_policy_ros.runtime.states import GAVE_WAY, LoopSettings
 from decoupled_policy_ros.runtime.steering import Guarded
 
 ROBOT = load_robot('panda_sim')
@@ -51,8 +52,11 @@ class Swaying:
 class JointStage(Stage):
     """A loop with the guard that commands joints too, or shadows, and takes down what it decides."""
 
-    def __init__(self, policy, shadow: bool, join: JoinSettings = JOIN) -> None:
+    def __init__(
+        self, policy, shadow: bool, join: JoinSettings = JOIN, lockstep: bool = False, refusals: int = 0
+    ) -> None:
         super().__init__(policy)
+        self.lockstep = lockstep
         self.join = join
         self.shadow = shadow
         self.texts: list[str] = []
@@ -60,23 +64,27 @@ class JointStage(Stage):
         log = CycleLog(self.texts.append, lambda: {'quat_xyzw': None})
         clock = log.clock(lambda: self.now_ns)
         joints = log.joints(Swaying())
+        steering = assembled_steering(
+            ROBOT,
+            GuardSettings(),
+            joints,
+            lockstep,
+            None if shadow else self.motions.append,
+            clock,
+            FromArm if shadow else Guarded,
+        )
+        check = steering.guard.check
+        findings = [Finding('reach', Outcome.REJECT, 1.0, 0.0, 'm')] * refusals
+        steering.guard.check = lambda r: Verdict(None, (findings.pop(),)) if findings else check(r)
         self.loop = PolicyLoop(
             Engine(policy, STEPS),
             Sampler(policy.contract, self.buffers),
             self.outputs,
             lambda: self.now_ns,
-            LoopSettings(lockstep=False, control_rate_hz=RATE_HZ, gripper_hysteresis=HYSTERESIS, seed=SEED),
+            LoopSettings(lockstep, control_rate_hz=RATE_HZ, gripper_hysteresis=HYSTERESIS, seed=SEED),
             lambda name: '',
             self.failures.append,
-            assembled_steering(
-                ROBOT,
-                GuardSettings(),
-                joints,
-                False,
-                None if shadow else self.motions.append,
-                clock,
-                FromArm if shadow else Guarded,
-            ),
+            steering,
             log,
             join,
         )
@@ -135,7 +143,9 @@ def played(stage: JointStage, task: Path) -> Player:
     """All that the log says, decided again."""
     policy = load_policy(task, ROBOT)
     skill = Skill(Engine(policy, STEPS), Seen(stage, policy), Joiner(ChunkTiming.of(policy), stage.join))
-    settings = {'output': 'both', 'shadow': stage.shadow, 'lockstep': False, 'gripper_hysteresis': HYSTERESIS}
+    settings = {
+        'output': 'both', 'shadow': stage.shadow, 'lockstep': stage.lockstep, 'gripper_hysteresis': HYSTERESIS
+    }  # fmt: skip
     player = Player({policy.task.sha256: skill}, ROBOT, {'settings': settings}, GuardSettings(), SEED)
     starts = 0
     for text in stage.texts:
@@ -147,7 +157,24 @@ def played(stage: JointStage, task: Path) -> Player:
                 player.ticks(decision)
             elif not decision.refused:
                 player.cycle(decision)
+            elif decision.joints_ns:
+                player.stay(decision)
     return player
+
+
+def require_the_same(stage: JointStage, player: Player) -> None:
+    """Every pose and every trajectory of the joints, bit for bit."""
+    said = defaultdict(list)
+    for command in player.commands:
+        said[command.what].append(command.message)
+    expected = [messages.joint_trajectory_message(motion, ROBOT) for motion in stage.motions]
+    pairs = zip(expected, said['joint_trajectory'], strict=True)
+    assert [messages.first_difference(*pair) for pair in pairs] == [None] * len(expected)
+    positions = [(c.pose.position.x, c.pose.position.y, c.pose.position.z) for c in said['target_pose']]
+    assert positions == [tuple(pose[:3, 3]) for _, pose in stage.outputs.commands]
+    stamps_ns = [messages.message_stamp_ns(c) for c in said['target_pose']]
+    assert stamps_ns == [stamp_ns for stamp_ns, _ in stage.outputs.commands]
+    assert len(said['trajectory']) == len(stage.outputs.chunks)
 
 
 def test_joints_stops_and_holds_are_computed_again_bit_for_bit(stage, task):
@@ -160,18 +187,38 @@ def test_joints_stops_and_holds_are_computed_again_bit_for_bit(stage, task):
     stage.run(24, skip=('wrist',))  # at the end of its chunk the arm comes to rest, in joints too
     assert stage.loop.report()[0] == 'holding'
     stage.enable(False)
-    said = defaultdict(list)
-    for command in played(stage, task).commands:
-        said[command.what].append(command.message)
-    expected = [messages.joint_trajectory_message(motion, ROBOT) for motion in stage.motions]
-    assert len(said['joint_trajectory']) == len(expected) >= (0 if stage.shadow else 4)
-    pairs = zip(expected, said['joint_trajectory'], strict=True)
-    assert [messages.first_difference(*pair) for pair in pairs] == [None] * len(expected)
-    positions = [(c.pose.position.x, c.pose.position.y, c.pose.position.z) for c in said['target_pose']]
-    assert positions == [tuple(pose[:3, 3]) for _, pose in stage.outputs.commands]
-    stamps_ns = [messages.message_stamp_ns(c) for c in said['target_pose']]
-    assert stamps_ns == [stamp_ns for stamp_ns, _ in stage.outputs.commands]
-    assert len(said['trajectory']) == len(stage.outputs.chunks) >= 3
+    assert len(stage.motions) >= (0 if stage.shadow else 4) and len(stage.outputs.chunks) >= 3
+    require_the_same(stage, played(stage, task))
+
+
+def test_whoever_gave_way_in_mid_motion_sends_no_way_to_rest_in_the_replay_either(task):
+    stage = JointStage(load_policy(task, ROBOT), shadow=False)
+    stage.loop.start(enabled=True)
+    try:
+        stage.begin()
+        stage.run(4)
+        motions = len(stage.motions)
+        assert stage.loop.enable(False, GAVE_WAY, 'another one commands')
+        assert len(stage.motions) == motions
+        stage.begin_anew()
+        stage.run(3)
+        stage.enable(False)
+    finally:
+        stage.loop.stop()
+    require_the_same(stage, played(stage, task))
+
+
+def test_where_time_waits_a_stay_after_a_refused_chunk_is_computed_again(task):
+    stage = JointStage(load_policy(task, ROBOT), shadow=False, lockstep=True, refusals=2)
+    stage.loop.start(enabled=True)
+    try:
+        stage.observe()
+        stage.run(12)
+        assert stage.loop.report()[2]['rejected_chunks'] == '2' and stage.outputs.chunks
+        stage.enable(False)
+    finally:
+        stage.loop.stop()
+    require_the_same(stage, played(stage, task))
 
 
 def test_the_same_task_loaded_again_joins_anew(task):

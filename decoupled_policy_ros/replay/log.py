@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from decoupled_policy_ros.data.bags.reader import Bag
@@ -51,12 +51,12 @@ class RecordedLog:
 
     @property
     def parts(self) -> list[list[Cycle]]:
-        """All chunks that were followed, from each start to the next."""
+        """All cycles that something came of, from each start to the next."""
         found: list[list[Cycle]] = []
         for decision in (d for entry in self.entries for d in entry.decisions):
             if isinstance(decision, Start):
                 found.append([])
-            elif isinstance(decision, Cycle) and not decision.refused:
+            elif isinstance(decision, Cycle) and (decision.joints_ns or not decision.refused):
                 found[-1].append(decision)
         return found
 
@@ -76,6 +76,7 @@ def read_log(bag: Bag, node: str = '') -> RecordedLog:
     before, expected = 0, 0
     for message in bag.messages([topic]):
         number, decisions = decisions_from_text(message.decode().data)
+        decisions = [_as_far_as_followed(decision) for decision in decisions]
         begins = bool(decisions) and isinstance(decisions[0], Start)
         if entries or begins:
             # A node that is started again counts anew.
@@ -90,6 +91,13 @@ def read_log(bag: Bag, node: str = '') -> RecordedLog:
             f'{bag.path}: {topic} has no start of the policy; begin to record before the policy is enabled'
         )
     return RecordedLog(topic, entries, before)
+
+
+def _as_far_as_followed(decision: Decision) -> Decision:
+    """What was refused came of an observation that nothing is computed from again."""
+    if isinstance(decision, Cycle) and decision.refused:
+        return replace(decision, samples_ns={})
+    return decision
 
 
 def _log_topic(bag: Bag, node: str) -> str:

@@ -94,15 +94,13 @@ def _decide(
         if changed:
             _break(playback, f'the policy was configured anew: {"; ".join(changed)}')
     elif isinstance(decision, Cycle):
-        if decision.refused:
-            playback.refused += 1
-        elif playback.part in playback.broken:
-            playback.followed += 1
-        else:
-            missing = player.skills[decision.task_sha256].inputs.missing(decision)
-            if missing and not overdue:
-                return False
-            playback.followed += 1
+        needed = playback.part not in playback.broken and (decision.joints_ns or not decision.refused)
+        missing = player.skills[decision.task_sha256].inputs.missing(decision) if needed else ''
+        if missing and not overdue:
+            return False
+        playback.followed += not decision.refused
+        playback.refused += bool(decision.refused)
+        if needed:
             _follow(playback, player, decision, missing)
     elif playback.part not in playback.broken:
         player.ticks(decision)
@@ -115,8 +113,11 @@ def _follow(playback: Playback, player: Player, cycle: Cycle, missing: str) -> N
         _break(playback, f'{where} can not be computed: {missing}')
         return
     try:
-        player.cycle(cycle)
-        playback.played += 1
+        if cycle.refused:
+            player.stay(cycle)
+        else:
+            player.cycle(cycle)
+            playback.played += 1
     except (DecoupledPolicyError, ValueError) as error:
         _break(playback, f'{where} was followed, and is not now: {error}')
     player.skills[cycle.task_sha256].inputs.done(cycle)

@@ -60,14 +60,17 @@ class GivenJoints:
 
     def __init__(self) -> None:
         self._left: list[tuple[int, Array] | None] = []
+        self._standing: tuple[int, Array] | None = None
 
-    def give(self, answers: list[tuple[int, Array] | None]) -> None:
-        """Answer with these stamps and positions, in turn."""
-        self._left = answers
+    def give(
+        self, answers: list[tuple[int, Array] | None], standing: tuple[int, Array] | None = None
+    ) -> None:
+        """Answer with these stamps and positions in turn, and from then on with those of an arm that stands."""
+        self._left, self._standing = answers, standing
 
     def at(self, now_ns: int) -> tuple[int, Array] | None:
         """Stamp and joint positions (n,), rad; None where nobody knew."""
-        return self._left.pop(0) if self._left else None
+        return self._left.pop(0) if self._left else self._standing
 
     def positions(self, now_ns: int) -> Array | None:
         """Joint positions (n,), rad; None where nobody knew."""
@@ -138,7 +141,8 @@ class Player:
     def start(self, decision: Start, part: int) -> None:
         """Forget everything before."""
         self._clock_ns = decision.now_ns
-        self._steering.reset()
+        self._joints.give([])
+        self._steering.reset(decision.silently)
         for skill in self.skills.values():
             skill.inputs.start(part)
         self._part, self._chunk_ns = part, 0
@@ -185,6 +189,12 @@ class Player:
         skill.joiner.followed(joined)
         self._say('trajectory', messages.trajectory_message(plan.chunk, self._robot))
 
+    def stay(self, decision: Cycle) -> None:
+        """A chunk was refused before the arm was told anything: it may be told to stay where it was then."""
+        inputs = self.skills[decision.task_sha256].inputs
+        stamps_ns = [stamp for stamp in decision.joints_ns if stamp is not None]
+        self._joints.give([], (stamps_ns[-1], inputs.joints(stamps_ns[-1])) if stamps_ns else None)
+
     def ticks(self, decision: Ticks) -> None:
         """Command for each of these times."""
         for now_ns in decision.stamps_ns:
@@ -193,7 +203,7 @@ class Player:
                 self._grip(self._latch.update(gripper))
                 self._command(pose, now_ns)
             else:
-                held = self._steering.hold(now_ns)
+                held = self._steering.hold(now_ns, begin=True)
                 if held is not None:
                     self._command(held, now_ns)
 

@@ -104,6 +104,14 @@ class Commander:
         """What came of the frame of a stamp can't be followed."""
         self._refusal, self._refused_ns, self._rejected_frame_ns = error, now_ns, frame_ns
 
+    @property
+    def stays(self) -> bool:
+        """Whether the arm is told to stay where it is if it has not been told anything yet.
+
+        Where time waits it would wait for ever: what came of a frame comes of it again, and there is no other.
+        """
+        return self._settings.lockstep and self.chunk is None
+
     def rejected(self, frame_ns: int) -> bool:
         """Whether what came of a frame was rejected: it would come of it again."""
         return frame_ns <= self._rejected_frame_ns
@@ -152,9 +160,8 @@ class Commander:
 
     def _hold(self, now_ns: int) -> bool:
         """Come to rest and stay there, and say why; before the first command there is nothing to hold."""
-        # Where time waits it would wait for ever: what came of a frame comes of it again, and there is no other.
         chunk_refused = self._refusal is not None and not isinstance(self._refusal, ObservationError)
-        pose = self._steering.hold(now_ns, begin=self._settings.lockstep and chunk_refused)
+        pose = self._steering.hold(now_ns, begin=self.stays and chunk_refused)
         if self.chunk is not None and now_ns > self.chunk.end_stamp_ns:
             self.statistics.underruns += 1
             self.chunk = None

@@ -42,10 +42,12 @@ class Start:
     Attributes:
         now_ns: when what was commanded before was brought to rest; 0 where nothing was.
         run: what the commands depend on besides, see `nodes.cycle_output`.
+        silently: nothing was brought to rest, for somebody else commands the arm.
     """
 
     now_ns: int
     run: dict[str, Any]
+    silently: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Cycle:
         start_ns: from when on it was followed; 0 if it was refused.
         takeover_ns: from when on it was meant to be followed.
         joined: whether it was to join the motion of the chunk before; otherwise it began from rest.
-        joints_ns: stamps of the joint states that were looked at, in turn; None where there was none.
+        joints_ns: stamps of the joint states that were looked at, in turn; None where there was none. Where a chunk
+            was refused, only if the arm is told to stay there as its first command.
         refused: why it was not followed; empty if it was.
         swap: how often the task had been exchanged by then, by one loaded anew, as far as chunks came of it.
     """
@@ -173,11 +176,11 @@ class CycleLog:
 
         return read
 
-    def started(self) -> None:
-        """Everything before has been forgotten."""
+    def started(self, silently: bool = False) -> None:
+        """Everything before has been forgotten; `silently` as for `Steering.reset`."""
         if self._publish is not None:
             self._flush()
-            self._pending.append(Start(self._read_ns, dict(self._describe())))
+            self._pending.append(Start(self._read_ns, dict(self._describe()), silently))
             self._flush()
         self._read_ns = 0
 
@@ -193,9 +196,10 @@ class CycleLog:
         self._add(self._cycle(engine, observation, joints_ns, start_ns, wish))
         self._flush()
 
-    def refused(self, engine: Engine, observation: Observation, reason: str) -> None:
-        """A chunk is not followed."""
-        self._add(self._cycle(engine, observation, [], refused=reason))
+    def refused(self, engine: Engine, observation: Observation, reason: str, stays: bool) -> None:
+        """A chunk is not followed; where it `stays`, a command to stay where the arm is may come of that."""
+        joints_ns = list(self._joints_ns) if stays else []
+        self._add(self._cycle(engine, observation, joints_ns, refused=reason))
 
     def ticked(self, stamp_ns: int, followed: bool) -> None:
         """A command has been given."""

@@ -102,7 +102,7 @@ class PolicyLoop(Exchangeable):
         """Start afresh; whatever is being computed now will be thrown away."""
         self._generation += 1
         self._commander.forget(silently)
-        self._log.started()
+        self._log.started(silently)
         self._ticks.restart()
         self._seen_ns = 0
         self._afresh = True
@@ -284,7 +284,7 @@ class PolicyLoop(Exchangeable):
         with self._lock:
             if generation == self._generation:
                 self._commander.statistics.add_rejection(str(error))
-                self._log.refused(self._planner.engine, seen, str(error))
+                self._log.refused(self._planner.engine, seen, str(error), self._commander.stays)
                 self._commander.reject(error, seen.stamp_ns, now_ns)
                 self._ticked.notify()
 

@@ -119,12 +119,12 @@ def play(rollout: Rollout, episodes: int) -> tuple[int, list[int], int, list[flo
         moves = scene.episode(100_000 + i, rollout.max_steps)
         rollout.engine.reset(100_000 + i)
         try:
-            observation = next(moves)
+            question = next(moves)
             while True:
                 start = time.thread_time()
-                actions = rollout.engine(observation).actions
+                samples = rollout.engine(question.observation).samples
                 cycles.append(1e3 * (time.thread_time() - start))
-                observation = moves.send(actions)
+                question = moves.send(samples)
         except StopIteration as end:
             successes += bool(end.value.success)
             steps.append(end.value.steps)

@@ -49,13 +49,15 @@ class Both:
         self.rotation_rad: list[float] = []
         self.gripper_flips = 0
 
-    def many(self, observations: list, generators: list[torch.Generator]) -> NDArray[np.float64]:
+    def many(
+        self, observations: list, generators: list[torch.Generator], known: list, samples: int
+    ) -> NDArray[np.float64]:
         """Chunks as the leading engine gives them."""
         states = [generator.get_state() for generator in generators]
-        others = self._other.many(observations, generators)
+        others = self._other.many(observations, generators, known, samples)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-        chunks = self._leading.many(observations, generators)
+        chunks = self._leading.many(observations, generators, known, samples)
         for chunk, other in zip(chunks[:, 0], others[:, 0], strict=True):
             self.position_mm.append(1e3 * float(np.linalg.norm((chunk - other)[:, POSITION], axis=-1).max()))
             (a, grip), (b, other_grip) = pose_from_action(chunk), pose_from_action(other)

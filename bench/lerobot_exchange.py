@@ -253,7 +253,7 @@ def train(arguments: Arguments, folder: Path, root: Path, mapping: Path, source:
     out = folder / f'{root.name}_task'
     values = {
         'name': 'exchange', 'robot': source.conventions['robot'], 'dataset': root, 'mapping': str(mapping),
-        'backbone': 'dp_mlp_panda', 'cameras': list(source.cameras), 'vectors': ['proprioception'],
+        'backbone': 'dp_mixer_panda', 'cameras': list(source.cameras), 'vectors': ['proprioception'],
         'encoder': {'crop': 76, 'base_channels': 16},
         'optimisation': {'steps': arguments.steps, 'batch_size': 16, 'warmup_steps': 2, 'threads': 1},
     }  # fmt: skip

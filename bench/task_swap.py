@@ -58,7 +58,7 @@ def make_tasks(folder: Path) -> list[Path]:
     shipped = find_model('tasks', 'lift')
     copy = folder / 'copy'
     shutil.copytree(shipped, copy)
-    backbone = load_backbone(find_model('backbones', 'dp_mlp_panda'))
+    backbone = load_backbone(find_model('backbones', 'dp_mixer_panda'))
     task = load_task(shipped, backbone)
     torch.manual_seed(0)
     with torch.no_grad():

@@ -180,12 +180,12 @@ def test_motion_for_stage_1_is_made_before_the_backbone_that_reads_it(tmp_path):
 
 
 def test_a_finished_backbone_can_be_named(tmp_path):
-    given = {'dp_mlp_panda': {'stage2': {'backbone': 'dp_mlp_panda'}}}
+    given = {'dp_mixer_panda': {'stage2': {'backbone': 'dp_mixer_panda'}}}
     recipes = {'decoupled': {'train': 'decoupled'}}
     config = study_file(tmp_path / 'a.yaml', tmp_path / 'demos', backbones=given, recipes=recipes, seeds=[0])
     jobs, cells = plan(load_study(config), tmp_path / 'out')
     assert [type(job) for job in jobs] == [DemonstrationsJob, Cell]
-    assert next(iter(cells.values())).config.backbone == 'dp_mlp_panda'
+    assert next(iter(cells.values())).config.backbone == 'dp_mixer_panda'
 
 
 def test_studies_extend_what_they_have_in_common(tmp_path):

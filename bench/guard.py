@@ -27,6 +27,7 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request
 from decoupled_policy_ros.runtime.guard.verdict import Verdict
 from decoupled_policy_ros.runtime.motion import NS_PER_S, MotionState
+from decoupled_policy_ros.runtime.steering import ChunkRejected
 from decoupled_policy_ros.training.rollout import Evaluation, Rollout
 from decoupled_policy_ros.training.scenes import Scene
 
@@ -39,12 +40,15 @@ class Arguments:
         policy: task folder or name.
         task: simulated task.
         episodes: from which chunks are taken.
+        scenes, draws: how many scenes' first chunks are drawn, how often, to see how many are rejected.
         json: write the figures here.
     """
 
     policy: str = 'lift'
     task: str = 'lift'
     episodes: int = 4
+    scenes: int = 20
+    draws: int = 20
     json: Path | None = Path('docs/bench/guard.json')
 
 
@@ -89,6 +93,24 @@ def play(rollout: Rollout, scene: Scene, seed: int) -> bool:
         return bool(end.value.success)
 
 
+def rejected_first_chunks(rollout: Rollout, scene: Scene, arguments: Arguments) -> int:
+    """How many of all first chunks of episodes the guard rejects, so many drawn in each of so many scenes."""
+    rejected = 0
+    for seed in range(1, arguments.scenes + 1):
+        moves = scene.episode(seed, rollout.max_steps)
+        question, stamp_ns = next(moves), scene.sim.stamp_ns
+        wish = scene.joiner.wish(stamp_ns, stamp_ns, None)
+        for draw in range(arguments.draws):
+            rollout.engine.reset(seed, draw)
+            joined = scene.joiner.join(rollout.engine(question.observation).samples, wish)
+            try:
+                scene.steering.plan(joined.chunk, stamp_ns)
+            except ChunkRejected:
+                rejected += 1
+        moves.close()
+    return rejected
+
+
 def measure(arguments: Arguments) -> dict:
     """Median and 99th percentile of a check and of a cycle's stages, ms."""
     rollout = Rollout(Evaluation(arguments.policy, arguments.task, guard=True))
@@ -118,6 +140,8 @@ def measure(arguments: Arguments) -> dict:
     for verdict in guard.verdicts:
         for name in {finding.outcome.value for finding in verdict.findings} or {'pass'}:
             outcomes[name] = outcomes.get(name, 0) + 1
+    scene.steering.guard = plain
+    rejected = rejected_first_chunks(rollout, scene, arguments)
     rollout.close()
     return {
         'policy': arguments.policy,
@@ -128,6 +152,8 @@ def measure(arguments: Arguments) -> dict:
         'episodes': arguments.episodes,
         'successes': successes,
         'outcomes': outcomes,
+        'first_chunks': arguments.scenes * arguments.draws,
+        'rejected_first_chunks': rejected,
         'largest_time_scale_p50': statistics.median(v.time_scale for v in guard.verdicts),
         'check_ms_p50': statistics.median(checks),
         'check_ms_p99': float(np.percentile(checks, 99)),

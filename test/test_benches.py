@@ -10,7 +10,7 @@ import pytest
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
 PLAYED = {
-    'guard.py': ('--episodes', '1'),
+    'guard.py': ('--episodes', '1', '--scenes', '1', '--draws', '2'),
     'outputs.py': ('--episodes', '1'),
     'precision.py': ('--episodes', '1'),
     'seams.py': ('--episodes', '1', '--ways', 'in-painting'),

@@ -15,6 +15,7 @@ import pytest
 from ros_harness import PolicyPeer, node_process
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool, Trigger
+from told_policy import HOME, save_told_policy, stay
 from untrained import save_untrained_policy
 
 from decoupled_policy_ros.nodes.common import time_ns
@@ -126,6 +127,16 @@ def test_demo_with_the_guard_begins_episode_after_episode(tmp_path):
     # A first chunk that the guard refuses is held against for a step: the simulator waits for every command.
     assert summary['holds'] <= summary['rejected_chunks'] <= 3
     assert all(result['cycles'] in (1, 2) for result in summary['results'])
+
+
+def test_demo_of_a_policy_that_the_guard_refuses_ends_in_failures(tmp_path):
+    far = HOME.copy()
+    far[0, 3] += 0.3  # m
+    summary = run_demo(
+        str(save_told_policy(tmp_path, stay(far))), episodes=2, out=tmp_path / 'demo', max_s=0.4
+    )
+    assert (summary['successes'], summary['cycles'], summary['holds']) == (0, 0, 2)
+    assert summary['rejected_chunks'] >= 2 * 8
 
 
 def test_demo_without_a_task_ends_with_its_reason(tmp_path):

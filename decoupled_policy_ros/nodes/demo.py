@@ -107,7 +107,7 @@ def run_demo(
 def _episode(client: DemoClient, film: Film, number: int, max_s: float) -> Episode:
     start_wall = time.monotonic()
     seed = int(client.begin_episode(CALL_TIMEOUT_S).removeprefix('seed '))
-    client.wait_until(lambda: client.cycles, 'the first chunk of an episode', CALL_TIMEOUT_S)
+    client.wait_until(lambda: client.start_ns, 'the first chunk of an episode', CALL_TIMEOUT_S)
 
     def elapsed_s() -> float:
         return (client.now_ns - client.start_ns) * 1e-9

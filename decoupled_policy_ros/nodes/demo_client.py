@@ -49,7 +49,9 @@ class DemoClient(Node):
         self._executor.add_node(self)
         self._check = check
         self.now_ns = 0
-        self.start_ns = 0  # stamp of the episode's first chunk
+        self.start_ns = (
+            0  # when the episode's first chunk was followed, or refused and held against; 0 before
+        )
         self.succeeded = False
         self._success_sent = 0
         self._clocks: deque[tuple[int, int]] = deque(
@@ -119,7 +121,7 @@ class DemoClient(Node):
         self._call(self._enable, SetBool.Request(data=False), timeout_s)
         # The simulator waits with its first step for the policy: no frame of the episode is missed.
         said = self._call(self._reset, Trigger.Request(), timeout_s).message
-        self.succeeded, self.cycles, self.holds = False, 0, 0
+        self.succeeded, self.cycles, self.holds, self.start_ns = False, 0, 0, 0
         self._call(self._enable, SetBool.Request(data=True), timeout_s)
         return str(said)
 
@@ -159,8 +161,7 @@ class DemoClient(Node):
         self.succeeded, self._success_sent = bool(message.data), info['source_timestamp']
 
     def _on_chunk(self, message: MultiDOFJointTrajectory) -> None:
-        if not self.cycles:
-            self.start_ns = time_ns(message.header.stamp)
+        self.start_ns = self.start_ns or time_ns(message.header.stamp)
         self.cycles += 1
 
     def _on_status(self, message: DiagnosticStatus) -> None:
@@ -168,6 +169,8 @@ class DemoClient(Node):
         holding = message.message.startswith(HOLDING)
         self.holds += holding and not self._holding  # a hold that lasts is reported again each second
         self._holding = holding
+        if holding:
+            self.start_ns = self.start_ns or self.now_ns
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:

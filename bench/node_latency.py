@@ -101,12 +101,16 @@ def spread(values_ms: NDArray[np.float64]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def begin_anew(listener: Listener) -> None:
+def put_back(listener: Listener) -> None:
     """Put the scene back: a cube that has been lifted is nothing to go on with."""
-    for enabled in (False, True):
-        assert listener.call(SetBool, 'policy_node/enable', SetBool.Request(data=enabled)).success
-        if not enabled:
-            assert listener.call(Trigger, 'sim_robot_node/reset', Trigger.Request()).success
+    assert listener.call(Trigger, 'sim_robot_node/reset', Trigger.Request()).success
+
+
+def begin_anew(listener: Listener) -> None:
+    """Let the policy begin anew, with a scene that has been put back."""
+    assert listener.call(SetBool, 'policy_node/enable', SetBool.Request(data=False)).success
+    put_back(listener)
+    assert listener.call(SetBool, 'policy_node/enable', SetBool.Request(data=True)).success
 
 
 def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
@@ -132,7 +136,10 @@ def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
         listener.status('following')
         time.sleep(SETTLE_S)
         # What was counted while it settled does not count: activation begins all counts anew.
-        assert listener.change_state('deactivate') and listener.change_state('activate')
+        assert listener.change_state('deactivate')
+        if arguments.simulator:
+            put_back(listener)
+        assert listener.change_state('activate')
         listener.status('following')
         first, began_s = len(listener.published_ns), time.monotonic()
         load = [os.getloadavg()[0]]

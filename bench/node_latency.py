@@ -182,7 +182,7 @@ def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
         'period_error_ms': spread(errors_ms), 'publication_to_subscriber_ms': spread(travelled_ms),
         'cycles': int(values['cycles']), 'cycles_missed': int(values['cycles_missed']),
         'holds': int(values['holds']), 'rejected_chunks': int(values['rejected_chunks']),
-        'breaches': len(breaches),
+        'breaches': breaches,
         'rss_mb': {'first': resident[0], 'last': resident[-1], 'max': max(resident)},
         'rss_mb_per_minute': float(np.polyfit(minutes, resident, 1)[0]) if len(samples) > 1 else None,
         'descriptors': {'first': samples[0]['descriptors'], 'last': samples[-1]['descriptors']},

@@ -167,6 +167,18 @@ def test_in_lockstep_a_trajectory_ends_where_the_next_chunk_is_due():
     assert arm.published[-1].stamps_ns[0] == arm.now_ns  # each step is waited for
 
 
+def test_a_hold_looks_at_the_joints_only_where_it_is_the_first_command():
+    """Holds and plans are of two threads: a look of one would be written down as one of the other."""
+    arm = Arm()
+    arm.cycle(arm.chunk())
+    looked, positions = [], arm.positions
+    arm.positions = lambda now_ns: looked.append(now_ns) or positions(now_ns)
+    for begin in (False, True):
+        arm.now_ns += 50 * MS
+        assert arm.steering.hold(arm.now_ns, begin) is not None
+    assert not looked
+
+
 def test_unreachable_joints_are_refused_with_the_reason():
     arm = Arm(settings=GuardSettings(frozenset(RULES) - {'finite', 'rotation'}))
     # A metre a second straight out of reach, which this guard was told to let through.

@@ -155,10 +155,8 @@ def played(stage: JointStage, task: Path) -> Player:
                 starts += 1
             elif isinstance(decision, Ticks):
                 player.ticks(decision)
-            elif not decision.refused:
-                player.cycle(decision)
-            elif decision.joints_ns:
-                player.stay(decision)
+            elif decision.led_to_commands:
+                player.stay(decision) if decision.refused else player.cycle(decision)
     return player
 
 

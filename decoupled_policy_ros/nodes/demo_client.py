@@ -49,9 +49,8 @@ class DemoClient(Node):
         self._executor.add_node(self)
         self._check = check
         self.now_ns = 0
-        self.start_ns = (
-            0  # when the episode's first chunk was followed, or refused and held against; 0 before
-        )
+        # When the episode's first chunk was followed, or refused and held against; 0 before.
+        self.start_ns = 0
         self.succeeded = False
         self._success_sent = 0
         self._clocks: deque[tuple[int, int]] = deque(

@@ -51,12 +51,12 @@ class RecordedLog:
 
     @property
     def parts(self) -> list[list[Cycle]]:
-        """All cycles that something came of, from each start to the next."""
+        """All cycles that commands may have come of, from each start to the next."""
         found: list[list[Cycle]] = []
         for decision in (d for entry in self.entries for d in entry.decisions):
             if isinstance(decision, Start):
                 found.append([])
-            elif isinstance(decision, Cycle) and (decision.joints_ns or not decision.refused):
+            elif isinstance(decision, Cycle) and decision.led_to_commands:
                 found[-1].append(decision)
         return found
 

@@ -94,7 +94,7 @@ def _decide(
         if changed:
             _break(playback, f'the policy was configured anew: {"; ".join(changed)}')
     elif isinstance(decision, Cycle):
-        needed = playback.part not in playback.broken and (decision.joints_ns or not decision.refused)
+        needed = playback.part not in playback.broken and decision.led_to_commands
         missing = player.skills[decision.task_sha256].inputs.missing(decision) if needed else ''
         if missing and not overdue:
             return False

@@ -82,6 +82,11 @@ class Cycle:
     refused: str = ''
     swap: int = 0
 
+    @property
+    def led_to_commands(self) -> bool:
+        """Whether commands may have come of it: along its chunk, or to stay where the arm was when it was refused."""
+        return not self.refused or bool(self.joints_ns)
+
 
 @dataclass(frozen=True)
 class Ticks:

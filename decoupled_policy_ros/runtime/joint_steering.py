@@ -111,8 +111,8 @@ class InJoints:
 
     def hold(self, now_ns: int, begin: bool = False) -> Array | None:
         """Come to rest as the steering does, once for each time that it has to."""
-        measured = self._joints.positions(now_ns)
-        if begin and self._commanded is None and measured is not None:
+        begins = begin and self._commanded is None
+        if begins and (measured := self._joints.positions(now_ns)) is not None:
             self._commanded = JointMotion([now_ns], measured[None], np.zeros((1, len(measured))))
         pose = self._steering.hold(now_ns, begin)
         stop = self._steering.motion

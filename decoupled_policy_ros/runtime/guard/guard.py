@@ -181,7 +181,7 @@ class Guard:
         verdict = self._timed(request, wanted, joints, findings)
         while verdict.path is None and len(wanted) > request.needed:
             too_fast = verdict.findings[-1]
-            good = len(wanted) if too_fast.waypoint is None else too_fast.waypoint - request.first
+            good = 0 if too_fast.waypoint is None else too_fast.waypoint - request.first
             count = max(request.needed, min(good, len(wanted) - 1))
             wanted, joints = wanted[:count], None if joints is None else joints.up_to(count)
             verdict = self._timed(request, wanted, joints, [*findings, too_fast.cut_off()])

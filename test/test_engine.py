@@ -122,7 +122,9 @@ def test_a_picture_that_was_encoded_ahead_is_not_encoded_again_and_changes_nothi
     monkeypatch.setattr(
         engine.features,
         '_encode',
-        lambda name, pictures: encoded.extend((name, id(p)) for p in pictures) or encode(name, pictures),
+        lambda name, pictures, **how: (
+            encoded.extend((name, id(p)) for p in pictures) or encode(name, pictures, **how)
+        ),
     )
     newest = {name: frames[-1] for name, frames in observation.items()}
     assert engine.ahead(newest) and engine.ahead(newest) and not engine.ahead(newest)  # two cameras

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.policy.device import multiplies_bfloat16
 
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
@@ -31,7 +32,7 @@ def usable_precision(name: str, device: torch.device) -> torch.dtype:
     if name == 'bfloat16':
         if not packs_on(device):
             raise ConfigError(f"precision 'bfloat16' is for device cpu, not {device.type}; valid: float32")
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if not multiplies_bfloat16(device):
             raise ConfigError("precision 'bfloat16' is not usable on this processor; valid: float32")
     return PRECISIONS[name]
 

@@ -18,6 +18,7 @@ from decoupled_policy_ros.policy.policy import Policy
 from decoupled_policy_ros.policy.sampling import Generators, Known, Sampler
 from decoupled_policy_ros.runtime.features import FrameFeatures, Frames
 from decoupled_policy_ros.runtime.fused import FusedNetwork, Network, PlainNetwork
+from decoupled_policy_ros.runtime.graphs import GraphNetwork
 from decoupled_policy_ros.runtime.prefix import Prefix
 
 
@@ -53,8 +54,8 @@ class Engine:
     Where the backbone is modulated, the timestep half of the modulation is one table per policy and the
     observation half one matrix-vector product per cycle (see `SplitConditioning`). Where it is given tokens, they
     are computed for all steps at once (see `TokenConditioning`). The denoising loop runs through the backbone alone,
-    DP-MLP and DP-Mixer in a form made for it (see `FusedNetwork`). Pictures are encoded once, ahead where there is
-    time.
+    DP-MLP and DP-Mixer in a form made for it (see `FusedNetwork`), on a GPU any in one call a step (see
+    `GraphNetwork`). Pictures are encoded once, ahead where there is time.
 
     `Policy.predict_naive` is the reference. In float32 chunks equal its within 1e-4 of the normalised range.
 
@@ -90,6 +91,8 @@ class Engine:
     ):
         self.policy, self.precision = policy, precision
         self.device = usable_device(device)
+        if self.device.type == 'cuda':
+            torch.backends.cudnn.allow_tf32 = False  # convolutions in float32, of the whole process
         self.backbone = policy.backbone.to(self.device)
         self.task = policy.task.to(self.device)
         denoiser = self.backbone.denoiser
@@ -112,7 +115,7 @@ class Engine:
         denoiser = self.backbone.denoiser
         if isinstance(denoiser, DPMLPBackbone) and packs_on(self.device):
             return FusedNetwork(denoiser, len(self.sampler.ks), dtype)
-        return PlainNetwork(denoiser)
+        return GraphNetwork(denoiser) if self.device.type == 'cuda' else PlainNetwork(denoiser)
 
     def instruct(self, instruction: str | None) -> None:
         """Follow another instruction from the next cycle on; it is embedded here, once.
@@ -232,7 +235,10 @@ class Engine:
         return Known(self.backbone.normaliser(normalised), weights)
 
     def _now_s(self) -> float:
-        """Monotonic time once all that was asked of the device is done: a GPU's calls return before their work."""
+        """Monotonic time once all that this thread asked of the device is done: a GPU's calls return before their work.
+
+        Not the whole device: it must not be waited for while another thread records a graph.
+        """
         if self.device.type == 'cuda':
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
         return time.perf_counter()

@@ -1,14 +1,15 @@
 """Features of the streams' frames, each picture encoded once and as soon as it is there.
 
 Of the two frames of an observation only the newest is news. A picture is known again by being the same array, which
-nobody writes to; so it doesn't matter what its stamp says, nor whether the clock has jumped since. On a CPU each
-picture is encoded by itself, so that its features are the same whether it was encoded ahead or not, bit for bit.
+nobody writes to; so it doesn't matter what its stamp says, nor whether the clock has jumped since. The pictures of a
+single observation are encoded one by one, so that its features are the same whether it was encoded ahead or not, bit
+for bit.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from decoupled_policy_ros.policy.language import INSTRUCTION
 from decoupled_policy_ros.policy.packed import packs_on, with_packed_convolutions
 from decoupled_policy_ros.policy.policy import Task
+from decoupled_policy_ros.runtime.graphs import Recorded
 
 #: The n_obs_steps frames of each stream, oldest first, or one array of them.
 Frames = Mapping[str, tuple[NDArray, ...] | NDArray]
@@ -36,18 +38,23 @@ class FrameFeatures:
 
     def __init__(self, task: Task, device: torch.device, dtype: torch.dtype):
         self._encoder, self._device, self._contract = task.encoder, device, task.contract
-        self._one_by_one = packs_on(device)
-        self._pictures: dict[str, nn.Module] = {}
-        for stream in self._contract.streams:
-            if stream.kind == 'image':
-                encoder = task.encoder.streams[stream.name]
-                if self._one_by_one:
-                    black = torch.zeros(1, 1, *stream.shape, dtype=torch.uint8)
-                    encoder = with_packed_convolutions(encoder, black, dtype)
-                self._pictures[stream.name] = encoder
+        self._pictures = {
+            s.name: self._of_one(task.encoder.streams[s.name], s.shape, dtype)
+            for s in self._contract.streams
+            if s.kind == 'image'
+        }
         self._seen: dict[str, deque[tuple[NDArray, Tensor]]] = {
             name: deque(maxlen=self._contract.n_obs_steps + AHEAD) for name in self._pictures
         }
+
+    def _of_one(
+        self, encoder: nn.Module, shape: Sequence[int], dtype: torch.dtype
+    ) -> Callable[[Tensor], Tensor]:
+        """The encoder of a stream's pictures for one of them."""
+        black = torch.zeros(1, 1, *shape, dtype=torch.uint8, device=self._device)
+        if packs_on(self._device):
+            return with_packed_convolutions(encoder, black, dtype)
+        return Recorded(encoder, black) if self._device.type == 'cuda' else encoder
 
     def ahead(self, frames: Mapping[str, NDArray]) -> bool:
         """Encode the first of these pictures that is new; False if none is."""
@@ -72,7 +79,8 @@ class FrameFeatures:
         """Features (B, n_obs_steps, n) of a stream's pictures."""
         pictures = [picture for frames in observed for picture in frames]
         features = [self._known(name, picture) for picture in pictures]
-        new = iter(self._encode(name, [p for p, f in zip(pictures, features, strict=True) if f is None]))
+        unseen = [p for p, f in zip(pictures, features, strict=True) if f is None]
+        new = iter(self._encode(name, unseen, together=len(observed) > 1 and not packs_on(self._device)))
         return torch.stack([next(new) if f is None else f for f in features]).unflatten(
             0, (len(observed), -1)
         )
@@ -80,13 +88,14 @@ class FrameFeatures:
     def _known(self, name: str, picture: NDArray) -> Tensor | None:
         return next((features for seen, features in self._seen[name] if seen is picture), None)
 
-    def _encode(self, name: str, pictures: Sequence[NDArray]) -> list[Tensor]:
+    def _encode(self, name: str, pictures: Sequence[NDArray], together: bool = False) -> list[Tensor]:
         """Features (n,) of each picture; those that nobody can write to are remembered."""
-        size = 1 if self._one_by_one else max(1, len(pictures))
+        encoder = self._encoder.streams[name] if together else self._pictures[name]
+        size = max(1, len(pictures)) if together else 1
         features: list[Tensor] = []
         for i in range(0, len(pictures), size):
             batch = torch.from_numpy(np.stack(pictures[i : i + size])).to(self._device)
-            features += self._pictures[name](batch[:, None]).float()[:, 0].unbind()
+            features += encoder(batch[:, None]).float()[:, 0].unbind()
         for picture, encoded in zip(pictures, features, strict=True):
             if not picture.flags.writeable:
                 self._seen[name].append((picture, encoded))

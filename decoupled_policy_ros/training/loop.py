@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from decoupled_policy_ros.errors import TrainingError
+from decoupled_policy_ros.policy.device import multiplies_bfloat16
 from decoupled_policy_ros.training.config import Optimisation
 from decoupled_policy_ros.training.processes import accelerator_for, finish_trackers, start_trackers
 from decoupled_policy_ros.training.validation import Validator
@@ -51,8 +52,9 @@ class Objective(nn.Module):
     def __init__(self, module: nn.Module, loss: Callable[[], Tensor], config: Optimisation):
         super().__init__()
         self.module, self.loss = module, loss
-        self.device_type = torch.device(config.device).type
-        self.autocast = config.precision == 'bfloat16'
+        device = torch.device(config.device)
+        self.device_type = device.type
+        self.autocast = config.precision == 'bfloat16' and multiplies_bfloat16(device)
 
     def forward(self) -> Tensor:
         """The loss of a fresh random batch."""

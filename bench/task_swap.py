@@ -5,9 +5,10 @@
 
 policy_node with its guard, on the wall clock, commands at 50 Hz; an arm that goes where it is told and two cameras of
 84 x 84 pixels at 20 Hz are processes of their own. Stretches in which the task changes every two seconds and stretches
-in which it does not alternate, so that a machine whose load changes disturbs both. The tasks are the shipped `lift`, a
-copy of it, and one with other weights (lift's, each changed by a hundredth), all on the backbone that stays in
-memory. Times of a swap are the node's own; the commands' are the middleware's times of publication, outside of it.
+in which it does not alternate, so that a machine whose load changes disturbs both. The tasks are one of full size that
+says a circle whatever it sees, a copy of it, and one with other weights (each changed by a hundredth), all on the
+backbone that stays in memory. Times of a swap are the node's own; the commands' are the middleware's times of
+publication, outside of it.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ import tyro
 from live_cell import ARM, CAMERAS, LiveRobot, commit, resources
 from node_latency import RATE_HZ, SETTLE_S, Listener, spread
 from ros_harness import WATCHED, NodeProcess
+from told_policy import FULL, circle, save_told_policy
 
 from decoupled_policy_ros.files import write_json
-from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, load_task, save_task
+from decoupled_policy_ros.policy.checkpoint import load_backbone, load_task, save_task
 
 COUNTS = ('cycles', 'cycles_missed', 'holds', 'underruns', 'bridged_ticks', 'rejected_chunks')
 
@@ -54,20 +56,19 @@ class Arguments:
 
 
 def make_tasks(folder: Path) -> list[Path]:
-    """The shipped task, a copy, and one with other weights."""
-    shipped = find_model('tasks', 'lift')
-    copy = folder / 'copy'
-    shutil.copytree(shipped, copy)
-    backbone = load_backbone(find_model('backbones', 'dp_mixer_panda'))
-    task = load_task(shipped, backbone)
+    """A task, a copy, and one with other weights, which say the same: their network's blocks add nothing."""
+    first = save_told_policy(folder, circle(), size=FULL)
+    copy, other = folder / 'tasks' / 'copy', folder / 'tasks' / 'other'
+    shutil.copytree(first, copy)
+    task = load_task(first, load_backbone(folder / 'backbones' / first.name))
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in task.parameters():
             parameter.add_(
                 0.01 * parameter.std() * torch.randn_like(parameter) if parameter.numel() > 1 else 0
             )
-    save_task(folder / 'other', task, 'float16')
-    return [shipped, copy, folder / 'other']
+    save_task(other, task)
+    return [first, copy, other]
 
 
 def swap(listener: Listener, task: Path) -> dict[str, float]:
@@ -112,10 +113,10 @@ def stretch(
 
 def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
     """Everything as numbers."""
-    shipped, copy, other = make_tasks(folder)
-    tasks = itertools.cycle((other, copy, shipped))
+    first, copy, other = make_tasks(folder)
+    tasks = itertools.cycle((other, copy, first))
     listener, arm, cameras = Listener(), LiveRobot(ARM), LiveRobot(CAMERAS)
-    parameters = {'task': 'lift', 'autostart': True, 'control_rate_hz': RATE_HZ}
+    parameters = {'task': str(first), 'autostart': True, 'control_rate_hz': RATE_HZ}
     node = NodeProcess('policy_node', folder / 'policy.log', parameters)
     counts: dict[str, dict[str, int]] = {'with_swaps': defaultdict(int), 'without': defaultdict(int)}
     periods_ms: dict[str, list[float]] = {'with_swaps': [], 'without': []}
@@ -127,12 +128,12 @@ def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
         swap(listener, next(tasks))  # the first one loads code
         memory = [resources(node.process.pid)]
         for kind in ['without', 'with_swaps'] * arguments.stretches:
-            first = len(listener.published_ns)
+            sent = len(listener.published_ns)
             done, counted = stretch(listener, tasks if kind == 'with_swaps' else None, arguments)
             swaps += done
             for name, count in counted.items():
                 counts[kind][name] += count
-            periods_ms[kind] += (np.diff(listener.published_ns[first:]) * 1e-6).tolist()
+            periods_ms[kind] += (np.diff(listener.published_ns[sent:]) * 1e-6).tolist()
             load.append(os.getloadavg()[0])
             if kind == 'with_swaps':
                 memory.append(resources(node.process.pid))

@@ -111,6 +111,15 @@ def test_accumulated_gradients_are_the_mean_over_batches_that_all_differ(tmp_pat
     assert torch.equal(alone, first)
 
 
+def test_bfloat16_is_float32_on_a_processor_that_does_not_multiply_it(tmp_path, monkeypatch):
+    _, exact = gradient(tmp_path)
+    for supported in (False, True):
+        monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda has=supported: has)
+        _, rounded = gradient(tmp_path, precision='bfloat16')
+        assert torch.equal(rounded, exact) is not supported
+        assert torch.allclose(rounded, exact, atol=0.1)
+
+
 def test_the_gradient_is_clipped_to_its_norm(tmp_path):
     module = torch.nn.Linear(4, 1)
     loss_ = lambda: 100 * module(torch.ones(1, 4)).square().sum()  # noqa: E731

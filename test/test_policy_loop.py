@@ -225,8 +225,8 @@ def test_the_pictures_of_the_next_observation_are_encoded_as_they_come(small_pol
     stage = Stage(small_policy)
     engine, encoded = stage.loop._planner.engine, []
     encode = engine.features._encode
-    engine.features._encode = lambda name, pictures: (
-        encoded.extend(id(picture) for picture in pictures) or encode(name, pictures)
+    engine.features._encode = lambda name, pictures, **how: (
+        encoded.extend(id(picture) for picture in pictures) or encode(name, pictures, **how)
     )
 
     def newest(name: str) -> int:

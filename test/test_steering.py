@@ -127,6 +127,35 @@ def test_a_hold_comes_to_rest_ahead_of_where_it_begins_and_stays():
     assert np.abs(held[-1][1:3, 3] - HOME[1:3, 3]).max() < 1e-9
 
 
+def test_a_floor_is_a_floor_for_a_stop_as_well():
+    """Down to the floor and a little farther, as fast as it goes, and ended at any moment of it."""
+    floor_m = float(ROBOT.limits.workspace_m[0, 2])
+    begin = HOME.copy()
+    begin[2, 3] = floor_m + 0.15
+    arm = Arm()
+    arm.move(begin)
+    way = np.tile(begin, (16, 1, 1))
+    way[:, 2, 3] -= 0.03 * np.arange(16)
+    lowest_m, moving = np.inf, 0
+    for ended_ns in range(0, SECOND, TICK_NS):
+        steering = Guarded(Guard(ROBOT), KINEMATICS, arm, lockstep=False)
+        assert steering.adopt(
+            steering.plan(Chunk(poses.action_from_pose(way, -1.0), BEGIN_NS, 20.0), BEGIN_NS)
+        )
+        checker = LimitsChecker.of(ROBOT.limits)
+        for now_ns in range(BEGIN_NS, BEGIN_NS + ended_ns, TICK_NS):
+            checker.add(now_ns, steering.follow(now_ns)[0])
+        before = HOME
+        for now_ns in range(BEGIN_NS + ended_ns, BEGIN_NS + ended_ns + SECOND, TICK_NS):
+            pose = steering.hold(now_ns)
+            checker.add(now_ns, pose)
+            moving += not np.array_equal(pose, before)
+            before = pose
+            lowest_m = min(lowest_m, pose[2, 3])
+        checker.require_none()
+    assert floor_m - 1e-9 <= lowest_m < floor_m + 1e-3 and moving > 80
+
+
 def test_after_a_hold_the_next_chunk_is_followed_from_there():
     arm = Arm()
     steering = guarded(arm)

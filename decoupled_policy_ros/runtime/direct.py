@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from decoupled_policy_ros.runtime.chunks import NS_PER_S, Chunk
 from decoupled_policy_ros.runtime.motion import Motion, MotionState, UnderWay
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Plan
-from decoupled_policy_ros.runtime.stopping import Stop, StoppingLimits
+from decoupled_policy_ros.runtime.stopping import Stop, StoppingLimits, StraightOn
 
 Array = NDArray[np.float64]
 
@@ -96,7 +96,8 @@ class Direct:
         assert self._motion is not None
         if not isinstance(self._motion, Stop):
             motion = UnderWay(self._motion, self._before, self._last_ns).at(self._last_ns)
-            self._motion = Stop(motion.state(self._last_ns), self._last_ns, self._stopping)
+            way = StraightOn(motion.state(self._last_ns), self._last_ns)
+            self._motion = Stop(way, self._last_ns, self._stopping)
             self._before = None
         self._last, self._last_ns = self._motion.state(now_ns).pose, now_ns
         return self._last

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request, missing_joints, well_formed
 from decoupled_policy_ros.runtime.guard.verdict import Finding, GuardStatistics, Outcome
-from decoupled_policy_ros.runtime.motion import NS_PER_S, Motion, MotionState
+from decoupled_policy_ros.runtime.motion import NS_PER_S, MotionState, Path
 from decoupled_policy_ros.runtime.steering import Joints
 from decoupled_policy_ros.runtime.stopping import Stop
 
@@ -43,7 +43,7 @@ class Follower:
 
     def reset(self) -> None:
         """Forget what was commanded: the next target is approached from where the arm is, at rest."""
-        self._motion: Motion | None = None
+        self._motion: Path | Stop | None = None
         self._last_ns = self._target_ns = 0
         self.reason = 'no target yet'
 
@@ -115,6 +115,6 @@ class Follower:
     def hold(self, now_ns: int, reason: str) -> None:
         """Come to rest, for a reason."""
         self.reason = reason
-        if self._motion is not None and not isinstance(self._motion, Stop):
+        if isinstance(self._motion, Path):
             since_ns = self._last_ns or now_ns
-            self._motion = Stop(self._motion.state(since_ns), since_ns, self._guard.stopping)
+            self._motion = Stop(self._motion, since_ns, self._guard.stopping, rests_ns=self._motion.end_ns)

@@ -26,7 +26,7 @@ VELOCITY_MARGIN = 0.05
 #: How fast a redundant arm leans towards its home posture, for each rad/s of its motion and each rad that it is away:
 #: it never moves for the posture alone.
 LEAN = 0.5
-#: Intervals of a stop: its velocity is a cubic, and so the error of the curve between them is below 0.1 mm.
+#: Least intervals of a stop: where its velocity is a cubic, the error of the curve between them is below 0.1 mm.
 STOP_INTERVALS = 8
 
 

@@ -27,6 +27,8 @@ Array = NDArray[np.float64]
 
 #: Longest time from one point to the next (ns): the cubic between them is off by less than 0.5 mm then.
 LONGEST_NS = 100_000_000
+#: Longest time from one point of a stop to the next (ns).
+STOP_NS = 20_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +120,10 @@ class InJoints:
         stop = self._steering.motion
         if isinstance(stop, Stop) and stop is not self._stop and self._commanded is not None:
             self._stop = stop
-            times = np.linspace(0.0, max(stop.duration_s, 1e-3), STOP_INTERVALS + 1)
+            count = max(STOP_INTERVALS, -(-round(stop.duration_s * NS_PER_S) // STOP_NS))
+            times = np.linspace(0.0, max(stop.duration_s, 1e-3), count + 1)
             stamps_ns = [stop.start_ns + round(time_s * NS_PER_S) for time_s in times]
             before = self._commanded.at(stamps_ns[0])[0]
-            # Where the way out leads beyond reach, the arm comes as near to it as it gets: there is no better stop.
             self._commanded, _ = self._motion(self._stopper, stop, stamps_ns, before)
             self._publish(self._commanded)
         elif self._lockstep and self._commanded is not None:

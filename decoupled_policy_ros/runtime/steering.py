@@ -20,7 +20,7 @@ from decoupled_policy_ros.runtime.chunks import NS_PER_S, Chunk
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request, missing_joints
 from decoupled_policy_ros.runtime.guard.verdict import Finding, GuardStatistics, Outcome, Verdict
 from decoupled_policy_ros.runtime.motion import Motion, MotionState, Path, UnderWay
-from decoupled_policy_ros.runtime.stopping import Stop
+from decoupled_policy_ros.runtime.stopping import Stop, StraightOn
 
 Array = NDArray[np.float64]
 
@@ -181,13 +181,14 @@ class Guarded:
         motion = self._motion
         if motion is None and begin and (joints_rad := self._joints.positions(now_ns)) is not None:
             state = MotionState.at_rest(self._kinematics.forward(joints_rad))
-            motion = self._motion = Stop(state, now_ns, self.guard.stopping)
+            motion = self._motion = Stop(StraightOn(state, now_ns), now_ns, self.guard.stopping)
         if motion is None:
             return None
         if not isinstance(motion, Stop):
+            assert isinstance(motion, Path)
             since_ns = now_ns if self._last_ns is None else self._last_ns
-            state = _at(since_ns, motion, self._before).state(since_ns)
-            motion = Stop(state, since_ns, self.guard.stopping)
+            way = UnderWay(motion, self._before, motion.end_ns)
+            motion = Stop(way, since_ns, self.guard.stopping, rests_ns=motion.end_ns)
             self._motion, self._before = motion, None
         self._last_ns = now_ns
         return motion.state(now_ns).pose

@@ -1,22 +1,27 @@
-"""Coming to rest inside limits, from whatever the arm is being told to do."""
+"""Coming to rest inside limits, on the way that the arm is being told to go."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.robot import poses
-from decoupled_policy_ros.runtime.motion import NS_PER_S, MotionState
+from decoupled_policy_ros.runtime.motion import NS_PER_S, Motion, MotionState
 
 Array = NDArray[np.float64]
 
 #: Time between the commands of a stop that nobody else paces (s).
 STOPPING_PERIOD_S = 0.01
+#: How finely a stop is looked at (s), and what an acceleration may be above its limit by rounding.
+SAMPLE_S, ROUNDING = 0.004, 1.001
+#: When it may begin, as shares of what is left of the motion, and how long it may take, as multiples of the least.
+DELAYS, LONGER = np.linspace(0.0, 1.0, 16, endpoint=False), (1.0, 1.25, 1.6, 2.0, 3.0, 5.0)
 #: A clock that has not moved for so long (s, wall) stands still.
 STANDS_STILL_S = 0.1
 
@@ -31,42 +36,109 @@ class StoppingLimits:
     angular_rad_s3: float | None = None
 
 
-class Stop:
-    """From a state to rest, straight ahead: along the velocity, about the axis that the arm was turning about.
+@dataclass(frozen=True, eq=False)
+class StraightOn:
+    """Where a state leads if nothing changes: along its velocity, about the axis that it turns about."""
 
-    The velocity falls as 1 - 3 u^2 + 2 u^3 over u = t / T: it never grows, and the acceleration begins and ends
-    at zero. It is at most 1.5 v / T, and the jerk 6 v / T^2, so T follows from the limits; position and rotation share
-    the longer one. The way is v T / 2.
+    begin: MotionState
+    start_ns: int
+
+    def state(self, stamp_ns: int) -> MotionState:
+        """Pose and velocity at a time."""
+        since_s, begin = (stamp_ns - self.start_ns) / NS_PER_S, self.begin
+        if since_s <= 0.0:
+            return begin
+        rotation = Rotation.from_rotvec(since_s * begin.angular_rad_s).as_matrix() @ begin.pose[:3, :3]
+        pose = poses.pose_from_position_rotation(begin.pose[:3, 3] + since_s * begin.linear_m_s, rotation)
+        return MotionState(pose, begin.linear_m_s, begin.angular_rad_s)
+
+    def gripper(self, stamp_ns: int) -> None:
+        """Nothing is said about it."""
+        return None
+
+
+class Stop:
+    """Along a motion, ever more slowly, to rest: no pose is commanded that the motion would not have led to.
+
+    A motion that was checked keeps clear of everything, what leads straight on from it may not: into the floor that it
+    was about to brake before. The time of the motion goes by with 1 - 3 u^2 + 2 u^3 over u = t / T. So the speed is
+    never above the motion's, and what is added to its acceleration begins and ends at zero; it is at most 1.5 v / T,
+    and the jerk 6 v / T^2. T follows from the limits. Where they leave too little beside the acceleration of the motion
+    itself T is longer, or the slowing down begins later, whichever ends sooner; a motion that rests before is followed
+    to its end.
 
     Args:
-        state: pose and velocity at the beginning.
+        motion: what is commanded until then.
         start_ns: stamp of the beginning.
         limits: how hard to brake.
+        rests_ns: when the motion comes to rest by itself; None for one that never does, and is not accelerated.
+
+    Attributes:
+        duration_s: until the arm rests.
     """
 
-    def __init__(self, state: MotionState, start_ns: int, limits: StoppingLimits):
-        self._state, self.start_ns = state, start_ns
-        self.duration_s = max(
-            _duration_s(state.linear_m_s, limits.linear_m_s2, limits.linear_m_s3),
-            _duration_s(state.angular_rad_s, limits.angular_rad_s2, limits.angular_rad_s3),
-        )
+    def __init__(self, motion: Motion, start_ns: int, limits: StoppingLimits, rests_ns: int | None = None):
+        self._motion, self.start_ns = motion, start_ns
+        begin = motion.state(start_ns)
+        self._slowing_s = _least_s(begin.linear_m_s, begin.angular_rad_s, limits)
+        delay_s = 0.0
+        if rests_ns is not None and self._slowing_s > 0.0:
+            left_s = max(0.0, (rests_ns - start_ns) / NS_PER_S)
+            delay_s, self._slowing_s = _soonest(motion, start_ns, left_s, self._slowing_s, limits)
+        self._slows_ns = start_ns + round(delay_s * NS_PER_S)
+        self.duration_s = delay_s + self._slowing_s
 
     def state(self, stamp_ns: int) -> MotionState:
         """Pose and velocity at a time; before the beginning those of the beginning, after the end at rest."""
-        begin = self._state
-        elapsed_s = (stamp_ns - self.start_ns) / NS_PER_S
+        elapsed_s = (stamp_ns - self._slows_ns) / NS_PER_S
         if elapsed_s <= 0.0:
-            return begin
-        u = min(elapsed_s / self.duration_s, 1.0) if self.duration_s > 0.0 else 1.0
-        way_s = self.duration_s * (u - u**3 + u**4 / 2)
-        share = 1 - 3 * u**2 + 2 * u**3
-        rotation = Rotation.from_rotvec(way_s * begin.angular_rad_s).as_matrix() @ begin.pose[:3, :3]
-        pose = poses.pose_from_position_rotation(begin.pose[:3, 3] + way_s * begin.linear_m_s, rotation)
-        return MotionState(pose, share * begin.linear_m_s, share * begin.angular_rad_s)
+            return self._motion.state(max(stamp_ns, self.start_ns))
+        u = min(elapsed_s / self._slowing_s, 1.0) if self._slowing_s > 0.0 else 1.0
+        way, share = _slowed(u)
+        state = self._motion.state(self._slows_ns + round(self._slowing_s * way * NS_PER_S))
+        return MotionState(state.pose, share * state.linear_m_s, share * state.angular_rad_s)
 
     def gripper(self, stamp_ns: int) -> None:
         """The gripper keeps what it holds."""
         return None
+
+
+def _slowed(u: Any) -> tuple[Any, Any]:
+    """After a share u of the duration: the share that has gone by on the motion, and what is left of the velocity."""
+    return u - u**3 + u**4 / 2, 1 - 3 * u**2 + 2 * u**3
+
+
+def _soonest(
+    motion: Motion, start_ns: int, left_s: float, least_s: float, limits: StoppingLimits
+) -> tuple[float, float]:
+    """Delay and duration (s) of the slowing down that keeps the limits and ends first; the motion rests in `left_s`."""
+    velocities: list[Array] = []
+
+    def keeps(delay_s: float, duration_s: float) -> bool:
+        u = np.linspace(0.0, 1.0, int(np.ceil(duration_s / SAMPLE_S)) + 4)
+        way, share = _slowed(u)
+        while len(velocities) * SAMPLE_S < delay_s + duration_s / 2 + SAMPLE_S:
+            state = motion.state(start_ns + round(len(velocities) * SAMPLE_S * NS_PER_S))
+            velocities.append(np.concatenate([state.linear_m_s, state.angular_rad_s]))
+        times_s = SAMPLE_S * np.arange(len(velocities))
+        at_s = delay_s + duration_s * way
+        known = np.stack([np.interp(at_s, times_s, each) for each in np.stack(velocities, 1)])
+        if duration_s < _least_s(known[:3, 0], known[3:, 0], limits):
+            return False
+        change = np.diff(share * known) / (duration_s * u[1])
+        linear, angular = np.linalg.norm(change[:3], axis=0), np.linalg.norm(change[3:], axis=0)
+        return bool(
+            linear.max() <= ROUNDING * limits.linear_m_s2
+            and angular.max() <= ROUNDING * limits.angular_rad_s2
+        )
+
+    tried = [(delay * left_s, longer * least_s) for delay in DELAYS for longer in LONGER]
+    for delay_s, duration_s in sorted(tried, key=sum):
+        if delay_s + duration_s >= left_s:
+            break
+        if keeps(delay_s, duration_s):
+            return delay_s, duration_s
+    return left_s, 0.0
 
 
 def come_to_rest(
@@ -97,6 +169,14 @@ def come_to_rest(
                 return
             since_ns, moved_s = stamp_ns, time.monotonic()
         wait(STOPPING_PERIOD_S)
+
+
+def _least_s(linear_m_s: Array, angular_rad_s: Array, limits: StoppingLimits) -> float:
+    """What it takes to brake from these velocities (3,), straight ahead."""
+    return max(
+        _duration_s(linear_m_s, limits.linear_m_s2, limits.linear_m_s3),
+        _duration_s(angular_rad_s, limits.angular_rad_s2, limits.angular_rad_s3),
+    )
 
 
 def _duration_s(velocity: Array, acceleration: float, jerk: float | None) -> float:

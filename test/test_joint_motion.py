@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from limits_checker import JointChecker
 from numpy.typing import NDArray
 
 from decoupled_policy_ros.robot.description import load_robot
@@ -130,6 +131,28 @@ def test_a_hold_comes_to_rest_where_the_steering_does_and_only_once():
     arm.joints_rad = stop.positions_rad[-1]
     motion = arm.cycle(arm.chunk(0.2)).joints
     np.testing.assert_allclose(motion.positions_rad[0], stop.positions_rad[-1], atol=1e-6)
+
+
+def test_a_stop_goes_on_where_a_chunk_is_refused_before_it_begins():
+    arm = Arm(settings=GuardSettings(ignored_rules=frozenset()))
+    arm.cycle(arm.chunk(0.2))
+    for _ in range(2):
+        arm.now_ns += 10 * MS
+        arm.steering.hold(arm.now_ns)
+    arm.joints_rad = arm.published[-1].at(arm.now_ns)[0]
+    arm.cycle(arm.chunk(0.2), late_ms=1, follow=False)
+    for _ in range(20):
+        arm.now_ns += 10 * MS
+        pose = arm.steering.hold(arm.now_ns)
+    checker = JointChecker(ROBOT)
+    for motion in arm.published:
+        checker.add(tuple(ROBOT.joint_names), motion)
+    assert len(arm.published) == 4
+    assert not [breach for breach in checker.breaches if 'join_' in breach], checker.breaches
+    for stop in arm.published[1::2]:
+        change = np.diff(stop.velocities_rad_s, axis=0) / (np.diff(stop.stamps_ns) * 1e-9)[:, None]
+        assert (np.abs(change) <= ROBOT.limits.acceleration_rad_s2).all()
+    np.testing.assert_allclose(KINEMATICS.forward(arm.published[-1].positions_rad[-1]), pose, atol=5e-4)
 
 
 def test_the_end_of_all_commands_brakes_within_the_accelerations():

@@ -1,5 +1,7 @@
 """Chunk after chunk through the guard: never a jump, whatever they disagree about, and a stop when one is refused."""
 
+import gc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from decoupled_policy_ros.runtime.follower import Follower
 from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded
+from decoupled_policy_ros.runtime.stopping import Stop
 
 ROBOT = load_robot('panda_sim')
 KINEMATICS = Kinematics(ROBOT)
@@ -168,6 +171,32 @@ def test_after_a_hold_the_next_chunk_is_followed_from_there():
     first, *others = run(steering, again_ns, 20)
     np.testing.assert_allclose(first, rest, atol=1e-9)
     assert others[-1][0, 3] > rest[0, 3] + 0.01
+
+
+@pytest.mark.parametrize('begun', [False, True])
+def test_holds_and_chunks_in_turn_do_not_pile_up(begun):
+    """A chunk that is adopted while the arm brakes, and refused again before it begins or after."""
+    arm = Arm()
+    steering = guarded(arm)
+    now_ns, checker = BEGIN_NS, LimitsChecker.of(ROBOT.limits)
+    steering.adopt(steering.plan(straight(now_ns, speed_m_s=0.4), now_ns))
+    gc.collect()
+    there = sum(isinstance(thing, Stop) for thing in gc.get_objects())
+    for pose in run(steering, now_ns, 10):
+        checker.add(now_ns, pose)
+        now_ns += TICK_NS
+    for _ in range(12):
+        for pose in run(steering, now_ns, 2, hold=True):  # not at rest yet
+            checker.add(now_ns, pose)
+            now_ns += TICK_NS
+        assert steering.adopt(steering.plan(straight(now_ns, pose, 0.2), now_ns))
+        for pose in run(steering, now_ns, 5 * begun):
+            checker.add(now_ns, pose)
+            now_ns += TICK_NS
+        arm.move(pose)
+    checker.require_none()
+    gc.collect()
+    assert sum(isinstance(thing, Stop) for thing in gc.get_objects()) <= there + 2
 
 
 @pytest.mark.parametrize(('change', 'reason'), [

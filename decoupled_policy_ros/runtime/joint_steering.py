@@ -21,12 +21,14 @@ from decoupled_policy_ros.runtime.guard.verdict import Finding
 from decoupled_policy_ros.runtime.joint_motion import STOP_INTERVALS, JointMotion, JointPlanner, braking
 from decoupled_policy_ros.runtime.motion import Motion, UnderWay
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded, Joints, Plan
-from decoupled_policy_ros.runtime.stopping import Stop
+from decoupled_policy_ros.runtime.stopping import JointBraking, Stop
 
 Array = NDArray[np.float64]
 
 #: Longest time from one point to the next (ns): the cubic between them is off by less than 0.5 mm then.
 LONGEST_NS = 100_000_000
+#: Share of the joints' accelerations that a stop uses: its joints are found anew, and differ a little.
+BRAKING_SHARE = 0.95
 #: Longest time from one point of a stop to the next (ns).
 STOP_NS = 20_000_000
 
@@ -116,13 +118,16 @@ class InJoints:
         begins = begin and self._commanded is None
         if begins and (measured := self._joints.positions(now_ns)) is not None:
             self._commanded = JointMotion([now_ns], measured[None], np.zeros((1, len(measured))))
-        pose = self._steering.hold(now_ns, begin)
+        pose = self._steering.hold(now_ns, begin, self._braking())
         stop = self._steering.motion
         if isinstance(stop, Stop) and stop is not self._stop and self._commanded is not None:
             self._stop = stop
-            count = max(STOP_INTERVALS, -(-round(stop.duration_s * NS_PER_S) // STOP_NS))
-            times = np.linspace(0.0, max(stop.duration_s, 1e-3), count + 1)
-            stamps_ns = [stop.start_ns + round(time_s * NS_PER_S) for time_s in times]
+            # A stop that goes on began earlier, and what it replaces may begin later.
+            since_ns = max(stop.start_ns, self._last_ns, self._commanded.stamps_ns[0])
+            left_ns = stop.start_ns + round(stop.duration_s * NS_PER_S) - since_ns
+            count = max(STOP_INTERVALS, -(-left_ns // STOP_NS))
+            times_ns = np.linspace(0, max(left_ns, 1_000_000), count + 1)
+            stamps_ns = [since_ns + round(time_ns) for time_ns in times_ns]
             before = self._commanded.at(stamps_ns[0])[0]
             self._commanded, _ = self._motion(self._stopper, stop, stamps_ns, before)
             self._publish(self._commanded)
@@ -134,15 +139,23 @@ class InJoints:
     def reset(self, silently: bool = False) -> None:
         """Bring the arm to rest, unless it is to be done silently, and forget what was commanded."""
         commanded, self._commanded, self._stop = self._commanded, None, None
+        last_ns, self._last_ns = self._last_ns, 0
         self._steering.reset()
         if commanded is None or silently:
             return
         now_ns = self._now_ns()
         # Time may have been set back: then the arm is where it was told to be last.
-        since_ns = now_ns if now_ns >= commanded.stamps_ns[0] else self._last_ns
+        since_ns = now_ns if now_ns >= commanded.stamps_ns[0] else last_ns
         positions, velocities = commanded.at(since_ns)
         if velocities.any():
             self._publish(braking(positions, velocities, now_ns, self._limits.acceleration_rad_s2))
+
+    def _braking(self) -> JointBraking | None:
+        commanded = self._commanded
+        if commanded is None or not self.guard.settings.looks_at('joint_acceleration'):
+            return None
+        limits_rad_s2 = BRAKING_SHARE * self._limits.acceleration_rad_s2
+        return JointBraking(lambda stamp_ns: commanded.at(stamp_ns)[1], limits_rad_s2)
 
     def values(self) -> dict[str, str]:
         """What the steering reports."""

@@ -20,7 +20,7 @@ from decoupled_policy_ros.runtime.chunks import NS_PER_S, Chunk
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request, missing_joints
 from decoupled_policy_ros.runtime.guard.verdict import Finding, GuardStatistics, Outcome, Verdict
 from decoupled_policy_ros.runtime.motion import Motion, MotionState, Path, UnderWay
-from decoupled_policy_ros.runtime.stopping import Stop, StraightOn
+from decoupled_policy_ros.runtime.stopping import JointBraking, Stop, StraightOn
 
 Array = NDArray[np.float64]
 
@@ -176,8 +176,8 @@ class Guarded:
             gripper = 0.0
         return motion.state(now_ns).pose, gripper
 
-    def hold(self, now_ns: int, begin: bool = False) -> Array | None:
-        """Brake from what was commanded last, and stay there; before that, stay where the arm is if asked to."""
+    def hold(self, now_ns: int, begin: bool = False, joints: JointBraking | None = None) -> Array | None:
+        """Brake on the way that was commanded last, and stay; before that, stay where the arm is if asked to."""
         motion = self._motion
         if motion is None and begin and (joints_rad := self._joints.positions(now_ns)) is not None:
             state = MotionState.at_rest(self._kinematics.forward(joints_rad))
@@ -186,9 +186,12 @@ class Guarded:
             return None
         if not isinstance(motion, Stop):
             assert isinstance(motion, Path)
-            since_ns = now_ns if self._last_ns is None else self._last_ns
-            way = UnderWay(motion, self._before, motion.end_ns)
-            motion = Stop(way, since_ns, self.guard.stopping, rests_ns=motion.end_ns)
+            since_ns, before = now_ns if self._last_ns is None else self._last_ns, self._before
+            way = UnderWay(motion, before, motion.end_ns).followed_by(since_ns)
+            if way is not motion and isinstance(before, Stop):
+                motion = before  # the path has not begun, and the stop before it goes on
+            else:
+                motion = Stop(way, since_ns, self.guard.stopping, motion.end_ns, joints)
             self._motion, self._before = motion, None
         self._last_ns = now_ns
         return motion.state(now_ns).pose

@@ -36,6 +36,19 @@ class StoppingLimits:
     angular_rad_s3: float | None = None
 
 
+@dataclass(frozen=True)
+class JointBraking:
+    """How the joints move along a motion, and how hard they may brake.
+
+    Attributes:
+        velocities_rad_s: (joints,) at a stamp of the motion.
+        limits_rad_s2: (joints,).
+    """
+
+    velocities_rad_s: Callable[[int], Array]
+    limits_rad_s2: Array
+
+
 @dataclass(frozen=True, eq=False)
 class StraightOn:
     """Where a state leads if nothing changes: along its velocity, about the axis that it turns about."""
@@ -72,19 +85,27 @@ class Stop:
         start_ns: stamp of the beginning.
         limits: how hard to brake.
         rests_ns: when the motion comes to rest by itself; None for one that never does, and is not accelerated.
+        joints: what they have to keep, too, on a motion that comes to rest by itself.
 
     Attributes:
         duration_s: until the arm rests.
     """
 
-    def __init__(self, motion: Motion, start_ns: int, limits: StoppingLimits, rests_ns: int | None = None):
+    def __init__(
+        self,
+        motion: Motion,
+        start_ns: int,
+        limits: StoppingLimits,
+        rests_ns: int | None = None,
+        joints: JointBraking | None = None,
+    ):
         self._motion, self.start_ns = motion, start_ns
         begin = motion.state(start_ns)
-        self._slowing_s = _least_s(begin.linear_m_s, begin.angular_rad_s, limits)
-        delay_s = 0.0
+        delay_s, self._slowing_s = 0.0, _least_s(begin.linear_m_s, begin.angular_rad_s, limits)
         if rests_ns is not None and self._slowing_s > 0.0:
             left_s = max(0.0, (rests_ns - start_ns) / NS_PER_S)
-            delay_s, self._slowing_s = _soonest(motion, start_ns, left_s, self._slowing_s, limits)
+            braking = _Braking(motion, start_ns, limits, joints)
+            delay_s, self._slowing_s = braking.soonest(left_s, self._slowing_s)
         self._slows_ns = start_ns + round(delay_s * NS_PER_S)
         self.duration_s = delay_s + self._slowing_s
 
@@ -108,37 +129,47 @@ def _slowed(u: Any) -> tuple[Any, Any]:
     return u - u**3 + u**4 / 2, 1 - 3 * u**2 + 2 * u**3
 
 
-def _soonest(
-    motion: Motion, start_ns: int, left_s: float, least_s: float, limits: StoppingLimits
-) -> tuple[float, float]:
-    """Delay and duration (s) of the slowing down that keeps the limits and ends first; the motion rests in `left_s`."""
-    velocities: list[Array] = []
+class _Braking:
+    """Which ways to slow a motion down keep the limits; the motion is looked at as far as that takes."""
 
-    def keeps(delay_s: float, duration_s: float) -> bool:
+    def __init__(self, motion: Motion, start_ns: int, limits: StoppingLimits, joints: JointBraking | None):
+        self._motion, self._start_ns, self._limits, self._joints = motion, start_ns, limits, joints
+        self._velocities: list[Array] = []
+
+    def soonest(self, left_s: float, least_s: float) -> tuple[float, float]:
+        """Delay and duration (s) of the slowing down that ends first; by itself the motion rests in `left_s`."""
+        tried = [(delay * left_s, longer * least_s) for delay in DELAYS for longer in LONGER]
+        for delay_s, duration_s in sorted(tried, key=sum):
+            if delay_s + duration_s >= left_s:
+                break
+            if self._keeps(delay_s, duration_s):
+                return delay_s, duration_s
+        return left_s, 0.0
+
+    def _keeps(self, delay_s: float, duration_s: float) -> bool:
         u = np.linspace(0.0, 1.0, int(np.ceil(duration_s / SAMPLE_S)) + 4)
         way, share = _slowed(u)
-        while len(velocities) * SAMPLE_S < delay_s + duration_s / 2 + SAMPLE_S:
-            state = motion.state(start_ns + round(len(velocities) * SAMPLE_S * NS_PER_S))
-            velocities.append(np.concatenate([state.linear_m_s, state.angular_rad_s]))
-        times_s = SAMPLE_S * np.arange(len(velocities))
-        at_s = delay_s + duration_s * way
-        known = np.stack([np.interp(at_s, times_s, each) for each in np.stack(velocities, 1)])
-        if duration_s < _least_s(known[:3, 0], known[3:, 0], limits):
+        known = self._known(delay_s + duration_s * way)
+        limits, joints = self._limits, self._joints
+        if duration_s < _least_s(known[:3, 0], known[3:6, 0], limits):
             return False
-        change = np.diff(share * known) / (duration_s * u[1])
-        linear, angular = np.linalg.norm(change[:3], axis=0), np.linalg.norm(change[3:], axis=0)
+        change = np.abs(np.diff(share * known)) / (duration_s * u[1])
+        linear, angular = np.linalg.norm(change[:3], axis=0), np.linalg.norm(change[3:6], axis=0)
         return bool(
             linear.max() <= ROUNDING * limits.linear_m_s2
             and angular.max() <= ROUNDING * limits.angular_rad_s2
+            and (joints is None or (change[6:] <= ROUNDING * joints.limits_rad_s2[:, None]).all())
         )
 
-    tried = [(delay * left_s, longer * least_s) for delay in DELAYS for longer in LONGER]
-    for delay_s, duration_s in sorted(tried, key=sum):
-        if delay_s + duration_s >= left_s:
-            break
-        if keeps(delay_s, duration_s):
-            return delay_s, duration_s
-    return left_s, 0.0
+    def _known(self, times_s: Array) -> Array:
+        """Velocities (6 and joints, n) of the motion at times after the beginning."""
+        while len(self._velocities) * SAMPLE_S < times_s[-1] + SAMPLE_S:
+            stamp_ns = self._start_ns + round(len(self._velocities) * SAMPLE_S * NS_PER_S)
+            state = self._motion.state(stamp_ns)
+            joints = [] if self._joints is None else [self._joints.velocities_rad_s(stamp_ns)]
+            self._velocities.append(np.concatenate([state.linear_m_s, state.angular_rad_s, *joints]))
+        at_s = SAMPLE_S * np.arange(len(self._velocities))
+        return np.stack([np.interp(times_s, at_s, each) for each in np.stack(self._velocities, 1)])
 
 
 def come_to_rest(

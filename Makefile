@@ -79,6 +79,7 @@ bench: $(READY)
 	    $(if $(PAPER_CODE),--theirs $(PAPER_CODE) $(if $(PAPER_PYTHON),--theirs-python $(PAPER_PYTHON)))
 	@$(BIN)/python bench/policy_steady.py
 	@$(BIN)/python bench/engines.py
+	@if command -v nvidia-smi >/dev/null; then $(BIN)/python bench/gpu.py; fi
 	@$(BIN)/python bench/precision.py
 	@$(BIN)/python bench/guard.py
 	@$(BIN)/python bench/inpainting.py

@@ -2,7 +2,7 @@
 
     python bench/engines.py                with what of onnxruntime, onnx, onnxscript and openvino is installed
 
-Each is given the shipped policy's DP-MLP with the modulation of one observation, and runs the ten steps for one sample
+Each is given the shipped policy's network with the modulation of one observation, and runs the ten steps for one sample
 and for eight. Errors are those of the chunk's positions from what the plain network gives.
 """
 
@@ -28,12 +28,14 @@ from torch import Tensor, nn
 
 from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy import load_policy
-from decoupled_policy_ros.policy.packed import PRECISIONS
+from decoupled_policy_ros.policy.packed import usable_precisions
 from decoupled_policy_ros.policy.sampling import Sampler
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.runtime.fused import FusedNetwork
 
 STEPS = 10
+#: What this processor multiplies.
+HERE = usable_precisions(torch.device('cpu'))
 #: One denoising step: noisy actions (K, 16, 10) and modulation (1, size) -> output.
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -142,7 +144,7 @@ def candidates(arguments: Arguments, denoiser: nn.Module, samples: int, modulati
     """Functions that make a network, by name; those whose library is not here are left out."""
     shared, threads = Shared(denoiser), arguments.threads
     made: dict[str, Callable[[], Network]] = {'plain PyTorch': lambda: shared}
-    for precision in PRECISIONS:
+    for precision in HERE:
         made[f'torch.compile {precision}'] = lambda p=precision: compiled(shared, samples, p)
     if importlib.util.find_spec('onnxscript') is not None:
         path = exported(shared, samples, modulation)
@@ -150,7 +152,7 @@ def candidates(arguments: Arguments, denoiser: nn.Module, samples: int, modulati
             made['ONNX Runtime float32'] = lambda: onnxruntime_network(path, threads, False)
             made['ONNX Runtime int8'] = lambda: onnxruntime_network(path, threads, True)
         if importlib.util.find_spec('openvino') is not None:
-            for precision in PRECISIONS:
+            for precision in HERE:
                 made[f'OpenVINO {precision}'] = lambda p=precision: openvino_network(path, threads, p)
     return made
 
@@ -179,7 +181,7 @@ def measure(arguments: Arguments, samples: int) -> dict[str, dict]:
         with torch.no_grad():
             loops[name]()
         set_up_s[name] = time.perf_counter() - start
-    for precision, dtype in PRECISIONS.items():
+    for precision, dtype in HERE.items():
         start = time.perf_counter()
         fused = FusedNetwork(denoiser, STEPS, dtype)
         loops[f'ours {precision}'] = lambda f=fused: sampler.run(f.begin(modulation[:, None]), noise)

@@ -37,7 +37,7 @@ from rich.table import Table
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.policy import Backbone, Policy, Task
 from decoupled_policy_ros.policy.backbones import BACKBONES
-from decoupled_policy_ros.policy.packed import PRECISIONS, PackedLinear
+from decoupled_policy_ros.policy.packed import PRECISIONS, PackedLinear, usable_precisions
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.runtime.engine import Engine
@@ -264,7 +264,8 @@ def run(arguments: Arguments, threads: int, width: int) -> dict:
     torch.set_num_threads(threads)
     full = width == max(arguments.widths)
     policy = untrained(arguments, width)
-    engines = {precision: TimedEngine(policy, 10, precision=precision) for precision in PRECISIONS}
+    here = usable_precisions(torch.device('cpu'))
+    engines = {precision: TimedEngine(policy, 10, precision=precision) for precision in here}
     sides = our_sides(policy, engines, full)
     side = [str(Path(__file__).with_name('policy_side.py'))]
     commands = {}

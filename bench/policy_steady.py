@@ -26,7 +26,7 @@ from rich.console import Console
 
 from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy import Policy
-from decoupled_policy_ros.policy.packed import PRECISIONS
+from decoupled_policy_ros.policy.packed import usable_precisions
 from decoupled_policy_ros.runtime.engine import Engine
 
 
@@ -94,7 +94,7 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     policy = untrained(Sizes(), arguments.width)
     report: dict = {'torch': torch.__version__, 'machine': platform.machine(), 'width': arguments.width}
-    for precision in PRECISIONS:
+    for precision in usable_precisions(torch.device('cpu')):
         engine = TimedEngine(policy, 10, precision=precision)
         report[precision] = {'first_cycle_ms': first_cycle(policy, precision)}
         report[precision]['memory'] = memory(engine, policy, arguments.cycles)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from decoupled_policy_ros.files import write_json
+from decoupled_policy_ros.policy.packed import usable_precisions
 from decoupled_policy_ros.robot.poses import POSITION, pose_from_action
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.training.rollout import Evaluation, Rollout
@@ -70,6 +71,9 @@ class Both:
 def main(arguments: Arguments) -> None:
     """Measure, print, save."""
     torch.set_num_threads(1)
+    if 'bfloat16' not in usable_precisions(torch.device('cpu')):
+        Console().print('this processor does not multiply bfloat16: there is nothing to compare')
+        return
     rollout = Rollout(Evaluation(arguments.policy, arguments.task))
     exact, fast = (Engine(rollout.policy, 10, precision=p) for p in ('float32', 'bfloat16'))
     both, seeds = Both(exact, fast), range(arguments.episodes)

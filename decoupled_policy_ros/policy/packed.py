@@ -37,6 +37,12 @@ def usable_precision(name: str, device: torch.device) -> torch.dtype:
     return PRECISIONS[name]
 
 
+def usable_precisions(device: torch.device) -> dict[str, torch.dtype]:
+    """All that `usable_precision` lets pass."""
+    rounded = packs_on(device) and multiplies_bfloat16(device)
+    return {name: dtype for name, dtype in PRECISIONS.items() if name == 'float32' or rounded}
+
+
 def packs_on(device: torch.device) -> bool:
     """Whether weights can be laid out for this device."""
     return device.type == 'cpu' and torch.backends.mkldnn.is_available()

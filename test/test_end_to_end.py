@@ -136,7 +136,7 @@ def test_demo_of_a_policy_that_the_guard_refuses_ends_in_failures(tmp_path):
         str(save_told_policy(tmp_path, stay(far))), episodes=2, out=tmp_path / 'demo', max_s=0.4
     )
     assert (summary['successes'], summary['cycles'], summary['holds']) == (0, 0, 2)
-    assert summary['rejected_chunks'] >= 2 * 8
+    assert summary['rejected_chunks'] >= 2 * 6  # one a step; the last may come after the last diagnostics
 
 
 def test_demo_without_a_task_ends_with_its_reason(tmp_path):

@@ -190,6 +190,20 @@ def test_in_lockstep_a_trajectory_ends_where_the_next_chunk_is_due():
     assert arm.published[-1].stamps_ns[0] == arm.now_ns  # each step is waited for
 
 
+@pytest.mark.parametrize('late_ms', [50, 500])  # while the arm is under way, and once it waits at the end
+def test_in_lockstep_the_end_of_all_commands_comes_after_what_was_published(late_ms):
+    arm = Arm(lockstep=True)
+    arm.cycle(arm.chunk(0.2), late_ms=0, follow=False)
+    under_way = arm.published[-1]
+    arm.now_ns += late_ms * MS
+    arm.steering.reset()
+    stop = arm.published[-1]
+    assert stop.stamps_ns[0] == under_way.stamps_ns[-1] and stop.stamps_ns[-1] > arm.now_ns
+    np.testing.assert_allclose(stop.positions_rad[0], under_way.positions_rad[-1], atol=1e-9)
+    np.testing.assert_allclose(stop.velocities_rad_s[0], under_way.velocities_rad_s[-1], atol=1e-9)
+    assert not stop.velocities_rad_s[-1].any()
+
+
 def test_a_hold_looks_at_the_joints_only_where_it_is_the_first_command():
     """Holds and plans are of two threads: a look of one would be written down as one of the other."""
     arm = Arm()

@@ -63,6 +63,16 @@ class JointMotion:
         positions = begin + u * (before + u * (second + u * third))
         return positions, (before + u * (2 * second + 3 * u * third)) / length_s
 
+    def resting_until(self, stamp_ns: int) -> JointMotion:
+        """This motion, and from its end on rest until a later time."""
+        last = self.positions_rad[-1:]
+        rates = self.velocities_rad_s
+        return JointMotion(
+            [*self.stamps_ns, stamp_ns],
+            np.concatenate([self.positions_rad, last]),
+            None if rates is None else np.concatenate([rates, np.zeros_like(last)]),
+        )
+
     def until(self, stamp_ns: int) -> JointMotion:
         """This motion up to a time, with a point there."""
         n = int(np.searchsorted(self.stamps_ns, stamp_ns))

@@ -70,7 +70,7 @@ class InJoints:
         self._stopper = JointPlanner(robot, self._limits)
         self._commanded: JointMotion | None = None
         self._stop: Motion | None = None
-        self._last_ns = 0
+        self._last_ns = self._published_ns = 0
 
     def plan(self, chunk: Chunk, now_ns: int) -> Plan:
         """What the steering plans, with the joints for it; raises ChunkRejected where there are none."""
@@ -99,7 +99,8 @@ class InJoints:
         if self._lockstep:
             chunk = plan.chunk
             last_ns = chunk.replan_stamp_ns - round(NS_PER_S / chunk.rate_hz)
-            self._publish(plan.joints.until(max(last_ns, plan.joints.stamps_ns[0])))
+            self._published_ns = max(last_ns, plan.joints.stamps_ns[0])
+            self._publish(plan.joints.until(self._published_ns))
         else:
             self._publish(plan.joints)
         return True
@@ -130,6 +131,7 @@ class InJoints:
             stamps_ns = [since_ns + round(time_ns) for time_ns in times_ns]
             before = self._commanded.at(stamps_ns[0])[0]
             self._commanded, _ = self._motion(self._stopper, stop, stamps_ns, before)
+            self._published_ns = stamps_ns[-1]
             self._publish(self._commanded)
         elif self._lockstep and self._commanded is not None:
             self._publish(_point(self._commanded, now_ns))  # each step is waited for
@@ -143,12 +145,17 @@ class InJoints:
         self._steering.reset()
         if commanded is None or silently:
             return
-        now_ns = self._now_ns()
+        start_ns = now_ns = self._now_ns()
         # Time may have been set back: then the arm is where it was told to be last.
         since_ns = now_ns if now_ns >= commanded.stamps_ns[0] else last_ns
+        if self._lockstep and since_ns == now_ns:
+            since_ns = start_ns = (
+                self._published_ns
+            )  # the arm goes so far, and no farther, whatever time it is
         positions, velocities = commanded.at(since_ns)
         if velocities.any():
-            self._publish(braking(positions, velocities, now_ns, self._limits.acceleration_rad_s2))
+            stop = braking(positions, velocities, start_ns, self._limits.acceleration_rad_s2)
+            self._publish(stop if stop.stamps_ns[-1] > now_ns else stop.resting_until(now_ns + STOP_NS))
 
     def _braking(self) -> JointBraking | None:
         commanded = self._commanded

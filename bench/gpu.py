@@ -22,9 +22,19 @@ import numpy as np
 import torch
 import tyro
 from policy_cycle import Arguments as CycleArguments
-from policy_cycle import Observation, Side, Timings, cycle, each, measure, observed, ratio, untrained
+from policy_cycle import (
+    Observation,
+    Side,
+    Timings,
+    cycle,
+    each,
+    largest_difference,
+    measure,
+    medians,
+    ratio,
+    untrained,
+)
 from rich.console import Console
-from rich.table import Table
 
 from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy import Policy
@@ -74,23 +84,9 @@ def reference(policy: Policy, device: str) -> Side:
     return side
 
 
-def largest_difference(backbone: str, engine: Engine) -> float:
-    """Of chunks from those of the reference on the processor, whose numbers are in [-1, 1], over ten observations."""
-    policy = untrained(CycleArguments(backbone=backbone), 64)
-    rng, largest = np.random.default_rng(1), 0.0
-    for seed in range(10):
-        observation = observed(policy.contract, rng)
-        engine.reset(seed)
-        noise = torch.randn(1, 16, 10, generator=torch.Generator().manual_seed(seed))
-        batch = {name: torch.from_numpy(np.stack(frames))[None] for name, frames in observation.items()}
-        naive = policy.predict_naive(batch, noise, 10)[0].numpy()
-        largest = max(largest, float(np.abs(engine(observation).actions - naive).max()))
-    return largest
-
-
 def run(arguments: Arguments, backbone: str) -> dict:
     """All figures of one backbone."""
-    policy = untrained(CycleArguments(backbone=backbone), 64)
+    policy, on_processor = (untrained(CycleArguments(backbone=backbone), 64) for _ in range(2))
     device, set_up_s, sides = arguments.device, {}, {}
     engines: dict[str, Engine] = {}
     for name, kind in {'plain': PlainEngine, 'recorded': Engine}.items():
@@ -110,7 +106,7 @@ def run(arguments: Arguments, backbone: str) -> dict:
         'p99_ms': each(timings, lambda values: float(np.quantile(list(values), 0.99))),
         'ratios': {f'{part}: {a} / {b}': ratio(timings, a, b, part) for a, b, part in wanted},
         'set_up_s': set_up_s,
-        'largest_difference': largest_difference(backbone, engines['recorded']),
+        'largest_difference': largest_difference(on_processor, engines['recorded'], 10),
     }
 
 
@@ -120,16 +116,7 @@ def main(arguments: Arguments) -> None:
     console, report = Console(width=110), {}
     for backbone in arguments.backbones:
         found = report[backbone] = run(arguments, backbone)
-        table = Table('side', 'encode', 'modulate', 'denoise', 'total', title=f'median ms, {backbone}')
-        for name, parts in found['median_ms'].items():
-            table.add_row(
-                name,
-                *(
-                    f'{parts[p]:.2f}' if p in parts else ''
-                    for p in ('encode', 'modulate', 'denoise', 'total')
-                ),
-            )
-        console.print(table)
+        console.print(medians(found['median_ms'], f'median ms, {backbone}'))
         console.print({name: round(values['median'], 2) for name, values in found['ratios'].items()})
         console.print('set-up s', found['set_up_s'], 'largest difference', found['largest_difference'])
     if arguments.json:

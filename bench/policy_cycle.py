@@ -306,15 +306,20 @@ def run(arguments: Arguments, threads: int, width: int) -> dict:
     return found
 
 
+def medians(median_ms: dict[str, Timings], title: str) -> Table:
+    """The parts of each side."""
+    parts = ('encode', 'modulate', 'denoise', 'total')
+    table = Table('side', *parts, title=title)
+    for name, taken in median_ms.items():
+        table.add_row(name, *(f'{taken[p]:.2f}' if p in taken else '' for p in parts))
+    return table
+
+
 def show(found: dict) -> None:
     """Medians and ratios as tables."""
     console = Console(width=110)
     title = f'median ms, {found["threads"]} thread(s), ResNet-18 of {found["width"]} channels'
-    table = Table('side', 'encode', 'modulate', 'denoise', 'total', title=title)
-    for name, parts in found['median_ms'].items():
-        cells = [f'{parts[p]:.2f}' if p in parts else '' for p in ('encode', 'modulate', 'denoise', 'total')]
-        table.add_row(name, *cells)
-    console.print(table)
+    console.print(medians(found['median_ms'], title))
     table = Table('ratio', 'median', 'least', 'most')
     for name, values in found['ratios'].items():
         table.add_row(name, *(f'{v:.2f}' for v in values.values()))

@@ -11,6 +11,8 @@ from test_engine import SIZES, frames_of
 
 from decoupled_policy_ros.policy.backbones import BACKBONES
 from decoupled_policy_ros.runtime.engine import Engine
+from decoupled_policy_ros.runtime.fused import PlainNetwork
+from decoupled_policy_ros.runtime.graphs import GraphNetwork
 from decoupled_policy_ros.runtime.prefix import Prefix
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
@@ -22,8 +24,6 @@ TOLERANCE = 1e-4
 @pytest.mark.parametrize('mechanism', ['film', 'adaln_zero'])
 @pytest.mark.parametrize('kind', ['dp_mlp', 'dp_mixer'])
 def test_the_recorded_network_gives_the_same_numbers_as_the_plain_one(kind, mechanism, samples):
-    from decoupled_policy_ros.runtime.fused import PlainNetwork
-    from decoupled_policy_ros.runtime.graphs import GraphNetwork
 
     torch.manual_seed(0)
     denoiser = BACKBONES[kind](SIZES[kind], mechanism).eval().requires_grad_(False).cuda()
@@ -41,8 +41,6 @@ def test_the_recorded_network_gives_the_same_numbers_as_the_plain_one(kind, mech
 
 @pytest.mark.parametrize('kind', ['dp_c', 'dp_t', 'dp_mixer'])
 def test_what_is_not_a_single_observation_runs_as_well(kind):
-    from decoupled_policy_ros.runtime.fused import PlainNetwork
-    from decoupled_policy_ros.runtime.graphs import GraphNetwork
 
     denoiser = BACKBONES[kind]().eval().requires_grad_(False).cuda()
     with torch.inference_mode():

@@ -32,7 +32,7 @@ def usable_precision(name: str, device: torch.device) -> torch.dtype:
     if name == 'bfloat16':
         if not packs_on(device):
             raise ConfigError(f"precision 'bfloat16' is for device cpu, not {device.type}; valid: float32")
-        if not multiplies_bfloat16(device):
+        if name not in usable_precisions(device):
             raise ConfigError("precision 'bfloat16' is not usable on this processor; valid: float32")
     return PRECISIONS[name]
 

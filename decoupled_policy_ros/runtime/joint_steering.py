@@ -149,9 +149,8 @@ class InJoints:
         # Time may have been set back: then the arm is where it was told to be last.
         since_ns = now_ns if now_ns >= commanded.stamps_ns[0] else last_ns
         if self._lockstep and since_ns == now_ns:
-            since_ns = start_ns = (
-                self._published_ns
-            )  # the arm goes so far, and no farther, whatever time it is
+            # The arm goes as far as was published and no farther, whatever time it is.
+            since_ns = start_ns = self._published_ns
         positions, velocities = commanded.at(since_ns)
         if velocities.any():
             stop = braking(positions, velocities, start_ns, self._limits.acceleration_rad_s2)

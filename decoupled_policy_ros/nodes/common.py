@@ -20,7 +20,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
+from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 from rclpy.wait_for_message import wait_for_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
@@ -145,6 +145,7 @@ def read_robot(node: Node, name: str, timeout_s: float) -> RobotDescription:
 
     Raises:
         RobotDescriptionError: see `load_robot`; also when the topic is silent and the robot has no file.
+        ExternalShutdownException: the node was to end before the topic spoke.
     """
     topic = description_topic(name)
     if topic is None:
@@ -152,6 +153,8 @@ def read_robot(node: Node, name: str, timeout_s: float) -> RobotDescription:
     arrived, message = wait_for_message(String, node, topic, qos_profile=LATCHED, time_to_wait=timeout_s)
     if arrived:
         return load_robot(name, description_xml=message.data)
+    if not node.context.ok():  # its wait is over with Ctrl-C, too
+        raise ExternalShutdownException
     node.get_logger().info(f'no URDF on {topic} within {timeout_s} s: taking the file of robot {name!r}')
     return load_robot(name)
 
@@ -257,7 +260,11 @@ def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int
     A node with a method `run(executor)` drives the executor itself. An error of this package, or a module that
     is not installed, ends the process with its message in one line and status 1.
     """
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.ALL)
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    # Ctrl-C asks the context to shut down, as SIGTERM does, and no more: a KeyboardInterrupt would come out of
+    # compiled code as whatever error that makes of it. Under ros2 launch it arrives twice.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    install_signal_handlers(SignalHandlerOptions.ALL)
     executor = SingleThreadedExecutor()
     node = None
     try:
@@ -268,7 +275,7 @@ def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int
             run(executor)
         else:
             executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         pass
     except RuntimeError:  # RCLError is one
         # The context may be shut down while the executor is about to wait or takes a message.
@@ -279,8 +286,6 @@ def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int
         logger.fatal(missing_module(error) if isinstance(error, ModuleNotFoundError) else str(error))
         return 1
     finally:
-        # Ctrl-C under ros2 launch arrives twice, from the terminal and from launch: the second must not cut this short.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if node is not None:
             executor.remove_node(node)
             node.destroy_node()

@@ -1,0 +1,51 @@
+"""Ctrl-C asks a node to end; it interrupts no code, compiled code least of all."""
+
+import subprocess
+import sys
+
+import pytest
+
+NODE = """
+import os, signal, sys, threading, time
+from rclpy.node import Node
+from std_msgs.msg import Empty
+from decoupled_policy_ros.nodes.common import read_robot, spin_main
+
+def pressed_twice():
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+    print('uninterrupted', flush=True)
+
+class Interrupted(Node):
+    def __init__(self):
+        super().__init__('interrupted')
+        if sys.argv[1] == 'starting':
+            pressed_twice()
+        if sys.argv[1] == 'waiting':
+            threading.Timer(0.2, pressed_twice).start()
+            read_robot(self, 'fr3', 60.0)
+            print('loaded', flush=True)
+        self.create_publisher(Empty, 'never', 1)
+        self.create_timer(0.01, pressed_twice)
+
+    def destroy_node(self):
+        print('destroyed', flush=True)
+        super().destroy_node()
+
+raise SystemExit(spin_main(Interrupted))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ('when', 'said'),
+    [
+        ('starting', ['uninterrupted']),
+        ('waiting', ['uninterrupted']),
+        ('spinning', ['uninterrupted', 'destroyed']),
+    ],
+)
+def test_ctrl_c_ends_a_node_and_interrupts_nothing(when, said):
+    done = subprocess.run([sys.executable, '-c', NODE, when], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, said, '')

@@ -243,9 +243,7 @@ def test_where_the_clock_is_heard_after_the_frames_it_is_waited_for(small_policy
     stage.loop.start(enabled=True)
     try:
         stage.observe()
-        stage.now_ns += PERIOD_NS
-        stage.observe()
-        stage.now_ns -= PERIOD_NS
+        stage.observe(ahead_ns=PERIOD_NS)
         time.sleep(0.3)  # long enough for a chunk
         assert stage.loop.report()[2]['rejected_chunks'] == '0' and not stage.outputs.commands
         stage.now_ns += PERIOD_NS

@@ -65,12 +65,12 @@ class Stage:
             self.failures.append,
         )
 
-    def observe(self, skip: tuple[str, ...] = ()) -> None:
-        """A sample of now on each stream."""
+    def observe(self, skip: tuple[str, ...] = (), ahead_ns: int = 0) -> None:
+        """A sample on each stream, of now or of what the clock doesn't show yet."""
         for spec in self.specs:
             if spec.name not in skip:
                 dtype = np.uint8 if spec.kind == 'image' else np.float32
-                self.buffers[spec.name].push(self.now_ns, np.zeros(spec.shape, dtype))
+                self.buffers[spec.name].push(self.now_ns + ahead_ns, np.zeros(spec.shape, dtype))
         self.loop.notify_observed()
 
     def tick(self, skip: tuple[str, ...] = ()) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ from arm_publisher import START_NS, joint_positions
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.parameter import Parameter
 from ros_harness import NodeProcess, Peer
+from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
+from decoupled_policy_ros.data.motions.joint_rows import JointRows
 from decoupled_policy_ros.data.motions.motions import motion_actions, read_motions, resample
-from decoupled_policy_ros.nodes.common import LATCHED
+from decoupled_policy_ros.data.motions.recorder import MotionRecorder
+from decoupled_policy_ros.nodes.common import LATCHED, floats, pose_stamped, time_message
 from decoupled_policy_ros.nodes.kinematics_recorder_node import KinematicsRecorderNode, RecorderNodeSettings
-from decoupled_policy_ros.nodes.recorder_worker import PERIOD_S
+from decoupled_policy_ros.nodes.recorder_worker import PERIOD_S, RecorderWorker
 from decoupled_policy_ros.robot.description import load_robot, robot_file
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.robot.kinematics import Kinematics
@@ -285,3 +289,39 @@ def test_every_parameter_is_described_and_in_the_file(repository, rclpy_context,
     assert sorted([*file, 'robot', 'output_dir']) == sorted(names)
     defaults = RecorderNodeSettings()
     assert file == {name: getattr(defaults, name) for name in file}
+
+
+@pytest.mark.parametrize('late_ticks', [0, 3])
+def test_every_pose_inside_a_motion_is_compared_however_late_the_joint_states_are(tmp_path, late_ticks):
+    """After a while without processor time a slow topic is up to date long before a fast one."""
+    robot = load_robot('panda_sim')
+    kinematics, states, poses = Kinematics(robot), [], []
+    for k in range(2500):  # at 500 Hz: rest, two seconds of motion, rest
+        positions = joint_positions(robot, np.clip(k / 500 - 1.0, 0.0, 2.0))
+        state = JointState(name=list(robot.all_joint_names), position=floats(positions))
+        state.header.stamp = time_message(START_NS + k * 2 * MS)
+        states.append(state)
+        if k % 5 == 0:
+            pose = kinematics.forward(positions[:7])
+            poses.append(pose_stamped(pose, robot.base_frame, START_NS + k * 2 * MS))
+    blocks, pose_blocks = np.split(np.arange(2500), 5), np.split(np.arange(500), 5)
+    heard = [[] for _ in range(late_ticks)] + [[states[i] for i in block] for block in blocks]
+    heard_poses = [[poses[i] for i in block] for block in pose_blocks] + [[] for _ in range(late_ticks)]
+    recorder = MotionRecorder(tmp_path, robot)
+    worker = RecorderWorker(
+        recorder,
+        JointRows(robot, False),
+        partial(heard.pop, 0),
+        list,
+        partial(heard_poses.pop, 0),
+        0.0,
+        print,
+    )
+    for _ in range(len(heard)):
+        worker._tick()
+    recorder.finish()
+    (motion,) = read_motions(tmp_path)
+    first, last = (motion.stamps_ns[[0, -1]] - START_NS) // MS
+    assert last - first > 2000
+    assert motion.summary['residual_count'] == len(range(-(-first // 10), last // 10 + 1))
+    assert motion.summary['residual_max_m'] < 1e-9

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from decoupled_policy_ros.observation.messages import pose_from_message, stamp_n
 PERIOD_S = 0.2
 SILENCE_S = 2.0  # without a sample, after which a motion is over
 RETRY_S = 5.0  # after a failed write
+POSE_WAIT_S = 2.0  # for the joint states around a pose; by then its clock is another one
+PIECE_NS = 100_000_000  # so much of the joint states at once
 
 Take = Callable[[], list[Any]]
 
@@ -55,7 +58,7 @@ class RecorderWorker:
         self._take_states, self._take_gripper, self._take_poses = take_states, take_gripper, take_poses
         self._min_free_mb, self._say = min_free_mb, say
         self._heard_at = self._failed_at = -np.inf
-        self._waiting_poses: list[tuple[int, np.ndarray]] = []
+        self._waiting_poses: list[tuple[int, np.ndarray, float]] = []  # and when they were heard
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name='recorder', daemon=True)
 
@@ -79,13 +82,12 @@ class RecorderWorker:
             while not self._end.wait(PERIOD_S):
                 self._tick()
             self._tick()
-            self._tick()  # the last poses wait for it
             self._guarded(self.recorder.finish)
         except Exception as error:  # it must not die in silence: the node asks for `failure`
             self.failure = error
 
     def _tick(self) -> None:
-        poses = self._poses()
+        self._hear_poses()
         stamps_ns, joints = self.rows.rows(self._take_states(), self._take_gripper())
         self._watch_disk()
         if self.stopped:
@@ -93,25 +95,41 @@ class RecorderWorker:
             return
         if len(stamps_ns):
             self._heard_at = time.monotonic()
-            self._guarded(lambda: self.recorder.push(stamps_ns, joints))
-        elif time.monotonic() - self._heard_at > SILENCE_S:
+            # After a while without processor time there is much at once, and a motion must not end before the poses
+            # inside of it have been compared.
+            borders = np.flatnonzero(np.diff(stamps_ns // PIECE_NS)) + 1
+            for piece in np.split(np.arange(len(stamps_ns)), borders):
+                if self.stopped:
+                    self.unrecorded += len(piece)
+                    continue
+                self._guarded(partial(self.recorder.push, stamps_ns[piece], joints[piece]))
+                self._compare_poses()
+            return
+        self._compare_poses()
+        if time.monotonic() - self._heard_at > SILENCE_S:
             self._guarded(self.recorder.finish)
-        if poses:
-            self.recorder.push_poses(
-                np.array([stamp for stamp, _ in poses]), np.stack([pose for _, pose in poses])
-            )
 
-    def _poses(self) -> list[tuple[int, np.ndarray]]:
-        """Poses of the tick before, so that the joint states around them are there already."""
-        ready, self._waiting_poses = self._waiting_poses, []
+    def _hear_poses(self) -> None:
+        now_s = time.monotonic()
         for message in self._take_poses():
             try:
                 pose = pose_from_message(message, self.recorder.robot.base_frame)
-                self._waiting_poses.append((stamp_ns(message.header.stamp), pose))
+                self._waiting_poses.append((stamp_ns(message.header.stamp), pose, now_s))
             except MessageError as error:
                 self.rejected_poses += 1
                 self.last_pose_rejection = str(error)
-        return ready
+
+    def _compare_poses(self) -> None:
+        """Compare the poses that joint states are known on both sides of: of two topics one may be far behind."""
+        newest_ns, since_s = self.recorder.newest_ns, time.monotonic() - POSE_WAIT_S
+        ready = [(stamp, pose) for stamp, pose, _ in self._waiting_poses if stamp <= newest_ns]
+        self._waiting_poses = [
+            waiting for waiting in self._waiting_poses if waiting[0] > newest_ns and waiting[2] >= since_s
+        ]
+        if ready:
+            self.recorder.push_poses(
+                np.array([stamp for stamp, _ in ready]), np.stack([pose for _, pose in ready])
+            )
 
     def _guarded(self, write: Callable[[], None]) -> None:
         try:

@@ -90,8 +90,14 @@ class MotionRecorder:
             raise DatasetError(f'{self.folder} can not be made: {error}') from error
         self._index = 0
         self._writer: MotionWriter | None = None
-        self._unsettled: Array = np.empty((0, 3))
+        # Of poses that may lie in a motion: their stamps, and (P, 2) metres and radians.
+        self._unsettled: tuple[Stamps, Array]
         self._reset()
+
+    @property
+    def newest_ns(self) -> int:
+        """Stamp of the newest sample since the last cut; far in the past without any."""
+        return int(self._history[0][-1]) if len(self._history[0]) else int(np.iinfo(np.int64).min // 2)
 
     @property
     def recording(self) -> bool:
@@ -139,13 +145,14 @@ class MotionRecorder:
             self.settings.max_gap_s,
         )
         self.residual.add(position_m, rotation_rad)
-        if self._writer is not None:
-            self._unsettled = np.concatenate(
-                [
-                    self._unsettled,
-                    np.stack([pose_stamps_ns[inside] - self._first_ns, position_m, rotation_rad], -1),
-                ]
-            )
+        stamps_ns, residuals = self._unsettled
+        stamps_ns = np.concatenate([stamps_ns, pose_stamps_ns[inside]])
+        residuals = np.concatenate([residuals, np.stack([position_m, rotation_rad], -1)])
+        if self._writer is None:  # the motion that may begin goes back to what is held
+            held_ns = self._held[0]
+            kept = stamps_ns >= (held_ns[0] if len(held_ns) else self.newest_ns)
+            stamps_ns, residuals = stamps_ns[kept], residuals[kept]
+        self._unsettled = stamps_ns, residuals
 
     def flush(self) -> None:
         """Hand what is known to belong to the motion to the operating system."""
@@ -170,12 +177,12 @@ class MotionRecorder:
     def _reset(self) -> None:
         width = len(self.robot.joint_names) + 1
         self._history: tuple[Stamps, Array] = (np.empty(0, np.int64), np.empty((0, width)))
+        self._unsettled = (np.empty(0, np.int64), np.empty((0, 2)))
         self._held: tuple[Stamps, Array, NDArray[np.bool_]] = (*self._history, np.empty(0, bool))
 
     def _newest_before(self, stamps_ns: Stamps) -> Stamps:
         """For each sample the newest stamp of all samples before it."""
-        last = self._history[0][-1] if len(self._history[0]) else np.iinfo(np.int64).min // 2
-        return np.maximum.accumulate(np.concatenate([[last], stamps_ns[:-1]]))
+        return np.maximum.accumulate(np.concatenate([[self.newest_ns], stamps_ns[:-1]]))
 
     def _cuts(self, stamps_ns: Stamps, joints: Array) -> list[int]:
         """Indices of the samples that can't continue the motion of the sample before."""
@@ -254,7 +261,6 @@ class MotionRecorder:
         self._writer.summarise(robot=self.robot.name, source='recorder')
         self._first_ns, self._last_moving_ns = self._held[0][0], moving_ns
         self._motion_residual = ResidualStatistics()
-        self._unsettled = np.empty((0, 3))  # of poses: time since first_ns, metres, radians
 
     def _write(self, count: int) -> None:
         assert self._writer is not None
@@ -279,10 +285,11 @@ class MotionRecorder:
 
     def _settle_residuals(self, writer: MotionWriter) -> None:
         """Count those residuals whose poses are known to lie in the motion: the end of it is known late."""
-        past = self._unsettled[:, 0] <= self._last_moving_ns - self._first_ns
-        inside = past & (self._unsettled[:, 0] >= 0)
-        self._motion_residual.add(self._unsettled[inside, 1], self._unsettled[inside, 2])
-        self._unsettled = self._unsettled[~past]
+        stamps_ns, residuals = self._unsettled
+        past = stamps_ns <= self._last_moving_ns
+        inside = past & (stamps_ns >= self._first_ns)
+        self._motion_residual.add(residuals[inside, 0], residuals[inside, 1])
+        self._unsettled = stamps_ns[~past], residuals[~past]
         writer.summarise(**self._motion_residual.summary())
 
     def report(self) -> dict[str, Any]:

@@ -196,14 +196,17 @@ def test_memory_does_not_grow_with_cycles(small_policy):
     tracemalloc.start()
     try:
         cycles(20)
-        gc.collect()
-        before, resident = tracemalloc.get_traced_memory()[0], resident_kb()
-        cycles(300)
-        gc.collect()
-        assert tracemalloc.get_traced_memory()[0] - before < 20_000
-        assert resident_kb() - resident < 4_000
+        held = []
+        for _ in range(4):
+            gc.collect()
+            held.append((tracemalloc.get_traced_memory()[0], resident_kb()))
+            cycles(100)
     finally:
         tracemalloc.stop()
+    # A leak grows each time; what else the process keeps, and the allocator's own reserve, does not.
+    traced, resident = np.diff(held, axis=0).min(axis=0)
+    assert traced < 7_000
+    assert resident < 1_400
 
 
 def resident_kb() -> int:

@@ -286,6 +286,17 @@ def test_memory_does_not_grow_with_the_frames(robot):
     assert peak(40) < 1.1 * peak(4)
 
 
+def test_looking_for_what_is_reachable_can_be_ended(robot):
+    coverage = covered(robot, settings=replace(QUICK, reach_samples=10**9, voxel_m=0.01))
+
+    def ended(frames: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        coverage.find_reachable(ended)
+    assert 0 < coverage.reach_samples < 10**6
+
+
 def test_what_was_visited_is_reachable_and_home_is_found_by_sampling(robot):
     home_m = Kinematics(robot).forward(robot.home_rad)[:3, 3]
     coverage = covered(robot, block(robot, [robot.limits.workspace_m[1] - 0.01] * 2))

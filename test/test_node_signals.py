@@ -19,6 +19,8 @@ def pressed_twice():
 
 class Interrupted(Node):
     def __init__(self):
+        if sys.argv[1] == 'importing':
+            pressed_twice()
         super().__init__('interrupted')
         if sys.argv[1] == 'starting':
             pressed_twice()
@@ -41,6 +43,7 @@ raise SystemExit(spin_main(Interrupted))
 @pytest.mark.parametrize(
     ('when', 'said'),
     [
+        ('importing', ['uninterrupted']),
         ('starting', ['uninterrupted']),
         ('waiting', ['uninterrupted']),
         ('spinning', ['uninterrupted', 'destroyed']),

@@ -1,5 +1,6 @@
 """What policy_node makes of a broken picture, a camera that stops, a middleware that fails, a missing library."""
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,6 +201,34 @@ def test_a_configure_that_fails_leaves_no_subscription_behind(rclpy_context, tas
         assert len(list(node.subscriptions)) == len(before) + len(node.inputs.streams)
     finally:
         node.destroy_node()
+
+
+def test_a_configure_that_fails_leaves_no_publisher_behind(rclpy_context, task_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'control_msgs', None)
+    overrides = {'task': str(task_folder), 'output': 'joint_trajectory', 'gripper': 'action'}
+    node = PolicyNode(
+        context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
+    )
+    try:
+        before = [publisher.topic_name for publisher in node.publishers]
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert [publisher.topic_name for publisher in node.publishers] == before
+    finally:
+        node.destroy_node()
+
+
+def test_ctrl_c_while_it_loads_is_no_failure(task_folder, tmp_path):
+    peer = PolicyPeer()
+    try:
+        with node_process(
+            'policy_node', tmp_path / 'node.log', {'task': str(task_folder), 'autostart': True}
+        ) as node:
+            peer.wait_for(lambda: peer.received('policy_node/status'), 'its first word')
+            assert node.stop() == 0
+            said = node.output()
+            assert 'Traceback' not in said and 'failed' not in said, said
+    finally:
+        peer.close()
 
 
 def test_only_a_clock_that_stood_between_two_looks_is_said_to_stand(rclpy_context, task_folder):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import array
 import dataclasses
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -254,6 +255,27 @@ def missing_module(error: ModuleNotFoundError) -> str:
     return f'Python module {module!r} is not installed: pip install {_PIP_NAMES.get(module, module)}'
 
 
+@contextmanager
+def interrupt_later() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the end of the block, which then raises KeyboardInterrupt.
+
+    Compiled code makes another error of a KeyboardInterrupt, and one within Popen leaves a child that nobody knows of.
+    """
+    seen: list[int] = []
+    # A function and not SIG_IGN, which children would inherit.
+    previous = {
+        number: signal.signal(number, lambda number, frame: seen.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if seen:
+        raise KeyboardInterrupt
+
+
 def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int:
     """Create a node, spin it until Ctrl-C, SIGTERM or shutdown, destroy it; return the exit status.
 
@@ -275,16 +297,14 @@ def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int
             run(executor)
         else:
             executor.spin()
-    except ExternalShutdownException:
-        pass
-    except RuntimeError:  # RCLError is one
-        # The context may be shut down while the executor is about to wait or takes a message.
-        if rclpy.ok():
-            raise
     except (DecoupledPolicyError, ParameterException, ModuleNotFoundError) as error:
         logger = node.get_logger() if node is not None else rclpy.logging.get_logger('decoupled_policy_ros')
         logger.fatal(missing_module(error) if isinstance(error, ModuleNotFoundError) else str(error))
         return 1
+    except Exception:
+        # The context may be shut down while the node is being made, or the executor waits or takes a message.
+        if rclpy.ok():
+            raise
     finally:
         if node is not None:
             executor.remove_node(node)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from decoupled_policy_ros.files import write_json
+from decoupled_policy_ros.nodes.common import interrupt_later
 from decoupled_policy_ros.nodes.demo_client import POLICY, SIMULATOR, DemoClient, DemoError
 from decoupled_policy_ros.nodes.demo_film import Film, compose
 from decoupled_policy_ros.robot.description import load_robot
@@ -222,25 +223,11 @@ class _Processes:
 def _processes(commands: dict[str, list[str]], out: Path, domain: int) -> Iterator[_Processes]:
     processes = _Processes(commands, out)
     try:
-        with _interrupt_later():
+        with interrupt_later():
             processes.start(commands, domain)
         yield processes
     finally:
         processes.end()
-
-
-@contextmanager
-def _interrupt_later() -> Iterator[None]:
-    """Hold a Ctrl-C back until the end of the block: one within Popen would leave a child that nobody knows of."""
-    seen: list[int] = []
-    # A function and not SIG_IGN, which the children would inherit.
-    previous = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if seen:
-        raise KeyboardInterrupt
 
 
 @contextmanager

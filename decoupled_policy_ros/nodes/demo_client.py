@@ -20,7 +20,7 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from decoupled_policy_ros.errors import DecoupledPolicyError
-from decoupled_policy_ros.nodes.common import LATCHED, STATE, time_ns
+from decoupled_policy_ros.nodes.common import LATCHED, STATE, interrupt_later, time_ns
 from decoupled_policy_ros.observation.messages import image_to_array
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.runtime.states import HOLDING
@@ -91,7 +91,8 @@ class DemoClient(Node):
                 raise DemoError(
                     f'waited {timeout_s:g} s in vain for {what}; {POLICY} says {self._policy_says!r}'
                 )
-            self._executor.spin_once(timeout_sec=0.1)
+            with interrupt_later():
+                self._executor.spin_once(timeout_sec=0.1)
         return result
 
     def wait_for_simulator(self, timeout_s: float) -> None:

@@ -19,6 +19,7 @@ from lifecycle_msgs.srv import ChangeState
 from rclpy.clock import Clock, JumpThreshold, TimeJump
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import SetBool
 
@@ -67,15 +68,13 @@ def _logged(transition: Callable[..., TransitionCallbackReturn]) -> Callable[...
     def wrapper(self: PolicyNode, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             return transition(self, state)
-        except DecoupledPolicyError as error:
-            reason = f'{transition.__name__} failed: {error}'
-            self.get_logger().error(reason)
-        except ModuleNotFoundError as error:
-            reason = f'{transition.__name__} failed: {missing_module(error)}'
-            self.get_logger().error(reason)
         except Exception as error:
-            reason = f'{transition.__name__} failed: {error}'
-            self.get_logger().error(f'{reason}\n{traceback.format_exc()}')
+            if not self.context.ok():
+                return ERROR  # Ctrl-C came meanwhile: nothing failed, and nobody can be told
+            what = missing_module(error) if isinstance(error, ModuleNotFoundError) else str(error)
+            expected = isinstance(error, (DecoupledPolicyError, ModuleNotFoundError))
+            reason = f'{transition.__name__} failed: {what}'
+            self.get_logger().error(reason if expected else f'{reason}\n{traceback.format_exc()}')
         self._release()
         self._say_state(reason)  # ~/status is latched: it must not keep what was said before
         return FAILURE if transition.__name__ == 'on_configure' else ERROR
@@ -119,6 +118,7 @@ class PolicyNode(LifecycleNode):
 
         from decoupled_policy_ros.policy.checkpoint import load_policy
 
+        self._go_on()
         settings = self.settings = read_settings(self, PolicySettings)
         if settings.lockstep and not self.get_parameter('use_sim_time').value:
             raise ConfigError('lockstep is for simulated time: set use_sim_time too')
@@ -128,6 +128,7 @@ class PolicyNode(LifecycleNode):
         robot = read_robot(self, settings.robot, settings.robot_description_timeout_s)
         streaming, joining = loop_settings(settings, cores), join_settings(asdict(settings))
         policy = load_policy(settings.task, robot, settings.backbone or None)
+        self._go_on()
         engine = self._engine_of(policy, settings.instruction)
         self.outputs = PolicyOutputs(self, robot, self._status, settings)
         self._cycles.describe(engine, robot, settings, self.outputs)
@@ -205,6 +206,11 @@ class PolicyNode(LifecycleNode):
         self.others.close()
         self.loop = self.outputs = None
 
+    def _go_on(self) -> None:
+        """Raise ExternalShutdownException if Ctrl-C has come: what takes long need not be done any more."""
+        if not self.context.ok():
+            raise ExternalShutdownException
+
     def _engine_of(self, policy: Policy, instruction: str) -> Engine:
         """What runs a policy; the first cycle will be as fast as the rest."""
         from decoupled_policy_ros.runtime.engine import Engine
@@ -238,6 +244,8 @@ class PolicyNode(LifecycleNode):
         try:
             return self._change_state(request, response)
         except RCLError:
+            if not self.context.ok():
+                raise  # Ctrl-C came in the middle of it
             transition = request.transition.label or request.transition.id
             self.get_logger().error(f'no transition {transition!r} from state {self.state_label!r}')
             response.success = False

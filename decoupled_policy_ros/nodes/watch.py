@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.text import Text
 
 from decoupled_policy_ros.errors import ConfigError
-from decoupled_policy_ros.nodes.common import LATCHED
+from decoupled_policy_ros.nodes.common import LATCHED, interrupt_later
 from decoupled_policy_ros.nodes.dashboard import SILENCE_S, Board
 
 #: Nodes speak once a second: so long (s) after the first one everybody has.
@@ -136,7 +136,8 @@ def _listen(
     end_s = time.monotonic() + for_s
     watcher.find_statuses()
     while (rest_s := end_s - time.monotonic()) > 0 and not (until is not None and until()):
-        executor.spin_once(timeout_sec=min(rest_s, REFRESH_S))
+        with interrupt_later():
+            executor.spin_once(timeout_sec=min(rest_s, REFRESH_S))
 
 
 def _picture(board: Board, node: str, console: Console, watcher: Watcher) -> RenderableType:

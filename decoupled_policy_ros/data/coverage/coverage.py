@@ -176,11 +176,11 @@ class Coverage:
         self.shares.gripper_moving += int(gripper_moving.sum())
         self.shares.idle += int((at_rest & ~gripper_moving).sum())
 
-    def find_reachable(self) -> None:
+    def find_reachable(self, progress: Progress = lambda frames: None) -> None:
         """Mark the voxels that some joint configuration inside the limits reaches, as far as samples tell.
 
         Collisions with the arm itself or the table are not looked at. Sampling ends when a batch finds hardly any
-        voxel that those before it had not found.
+        voxel that those before it had not found. `progress` is called with 0 after each batch: nothing was read.
         """
         limits, kinematics = self.robot.limits, Kinematics(self.robot)
         rng = np.random.default_rng(self.settings.seed)
@@ -192,6 +192,7 @@ class Coverage:
             before = int(found.sum())
             found[index[index >= 0]] = True
             self.reach_samples += n
+            progress(0)
             if int(found.sum()) - before < _NEW_VOXELS * before:
                 break
         self.reachable = found.reshape(self.grid.shape) | self.visited
@@ -229,7 +230,7 @@ def measure(
         paths: the sources.
         robot: the arm that they must be about.
         settings: how finely to look.
-        progress: called with the number of frames of each block.
+        progress: called with the number of frames of each block, and with 0 while what can be reached is looked for.
         options: for datasets, see `open_source`.
 
     Raises:
@@ -239,7 +240,7 @@ def measure(
     coverage = Coverage(robot, settings)
     sources = [open_source(path, robot, coverage.settings.rate_hz, **options) for path in paths]
     coverage.sources = [add_source(source, progress, coverage.add) for source in sources]
-    coverage.find_reachable()
+    coverage.find_reachable(progress)
     return coverage
 
 

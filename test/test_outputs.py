@@ -183,6 +183,16 @@ def test_a_missing_server_is_reported_and_may_hold_the_arm(hold):
     assert steering.plan(chunk, 10**9).chunk is chunk and steering.values() == {'gripper': 'ready'}
 
 
+def test_a_goal_that_waits_for_a_server_is_dropped_with_what_was_commanded():
+    client = Client(ready=False)
+    goals = LatestGoal(client, 'grip', keep=True)
+    steering = Dependent(Direct(), {'gripper': goals}, hold=False)
+    goals.send('close')
+    steering.reset()  # disabled, or an operator took over
+    client.ready = True
+    assert steering.values() == {'gripper': 'ready'} and not client.goals
+
+
 # --- joint trajectories, from message to motion and back ----------------------------------------------
 
 

@@ -56,14 +56,18 @@ class LatestGoal:
         """Forget the server; what it does goes on."""
         self._client.destroy()
 
+    def forget(self) -> None:
+        """Don't send a goal that is waiting for a server."""
+        with self._lock:
+            self._waiting = None
+
     def send(self, goal: Any) -> None:
         """Send a goal now, or, if it is kept, as soon as there is a server."""
         with self._lock:
             self._waiting = goal
         self.missing()
         if not self._keep:
-            with self._lock:
-                self._waiting = None
+            self.forget()
 
     def missing(self) -> str:
         """What is missing, if anything is; sends a goal that has been waiting."""

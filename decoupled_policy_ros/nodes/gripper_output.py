@@ -29,6 +29,9 @@ class GripperOutput(Protocol):
     def trouble(self) -> str:
         """What is missing, or what became of the last command if it was not done."""
 
+    def forget(self) -> None:
+        """Say no more of a command that nobody has heard yet."""
+
     def close(self) -> None:
         """Destroy what it publishes with."""
 
@@ -51,6 +54,9 @@ class GripperTopic:
     def trouble(self) -> str:
         """A topic does not tell."""
         return ''
+
+    def forget(self) -> None:
+        """What was published is said."""
 
     def close(self) -> None:
         """Destroy the publisher."""
@@ -83,6 +89,10 @@ class GripperGoals:
     def trouble(self) -> str:
         """Whether the server is there and has done what it was told."""
         return self._goals.trouble()
+
+    def forget(self) -> None:
+        """Drop a goal that is waiting for the server."""
+        self._goals.forget()
 
     def close(self) -> None:
         """Destroy the action client."""

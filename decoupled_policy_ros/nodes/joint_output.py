@@ -87,6 +87,9 @@ class JointOutput:
         if self.said is not None:
             self.said.publish(message)
 
+    def forget(self) -> None:
+        """Motions don't wait."""
+
     def missing(self) -> str:
         """What is missing to be heard, if that is known."""
         return '' if self._goals is None else self._goals.missing()

@@ -13,6 +13,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
 from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectoryPoint
 
+from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.nodes.commands import CommandPublisher
 from decoupled_policy_ros.nodes.common import (
     COMMAND,
@@ -67,8 +68,16 @@ class PolicyOutputs:
             ShadowOutput(node, robot, STATE if settings.lockstep else SENSOR) if settings.shadow else None
         )
         output = 'none' if settings.shadow else settings.output
-        self.joints = JointOutput(node, robot, settings.trajectory_action) if output in IN_JOINTS else None
-        self.gripper = gripper_output(node, robot, settings.gripper) if output != 'none' else None
+        self.joints: JointOutput | None = None
+        self.gripper: GripperOutput | None = None
+        try:
+            if output in IN_JOINTS:
+                self.joints = JointOutput(node, robot, settings.trajectory_action)
+            if output != 'none':
+                self.gripper = gripper_output(node, robot, settings.gripper)
+        except ConfigError:
+            self._close_parts()  # a publisher that is left would look like another commander
+            raise
         self.commands: CommandPublisher | None = None
         self._target_pose: Publisher | None = None
         if output in IN_POSES:
@@ -85,11 +94,14 @@ class PolicyOutputs:
         for publisher in (self._target_pose, self._trajectory, self._path):
             if publisher is not None:
                 self._node.destroy_lifecycle_publisher(publisher)
-        for part in self.parts().values():
-            part.close()
+        self._close_parts()
         if self.shadow is not None:
             self.shadow.close()
         self._markers.close()
+
+    def _close_parts(self) -> None:
+        for part in self.parts().values():
+            part.close()
 
     def clear(self) -> None:
         """Forget what was observed, as after a jump of the clock."""

@@ -23,6 +23,9 @@ class Part(Protocol):
     def trouble(self) -> str:
         """What is missing, or went wrong."""
 
+    def forget(self) -> None:
+        """Say no more of what was commanded and could not be said yet."""
+
 
 class Dependent:
     """Steering that refuses chunks as long as a part is missing, or only says so.
@@ -56,7 +59,7 @@ class Dependent:
         """What the arm does if nothing new comes."""
         return self._steering.under_way()
 
-    def follow(self, now_ns: int) -> tuple[NDArray[np.float64], float]:
+    def follow(self, now_ns: int) -> tuple[NDArray[np.float64], float | None]:
         """Pose (4, 4) and gripper value for a time."""
         return self._steering.follow(now_ns)
 
@@ -67,6 +70,8 @@ class Dependent:
     def reset(self, silently: bool = False) -> None:
         """Forget what was commanded."""
         self._steering.reset(silently)
+        for part in self._parts.values():
+            part.forget()
 
     def values(self) -> dict[str, str]:
         """What the steering reports, and the trouble with each part."""

@@ -295,7 +295,9 @@ def follower(arm: Arm, **values) -> Follower:
     return Follower(Guard(ROBOT, GuardSettings(**values)), KINEMATICS, arm, 0.05, 0.2)
 
 
-def stream(follow: Follower, arm: Arm, targets, checker: LimitsChecker, from_ns=BEGIN_NS) -> int:
+def stream(
+    follow: Follower, arm: Arm, targets, checker: LimitsChecker, from_ns=BEGIN_NS, tick_ns=TICK_NS
+) -> int:
     """A target at each tick, None for none; returns the time after the last."""
     now_ns = from_ns
     for target in targets:
@@ -305,7 +307,7 @@ def stream(follow: Follower, arm: Arm, targets, checker: LimitsChecker, from_ns=
         if pose is not None:
             checker.add(now_ns, pose)
             arm.move(pose)
-        now_ns += TICK_NS
+        now_ns += tick_ns
     return now_ns
 
 
@@ -341,9 +343,20 @@ def test_a_stream_that_ends_comes_to_rest_and_is_picked_up_again():
     assert follow.statistics.values()['guard_reject_stale'] == '1'
 
 
+@pytest.mark.parametrize('rate_hz', [20, 100, 400])
+def test_a_far_target_is_reached_and_not_passed_at_any_rate(rate_hz):
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    checker.workspace_m = np.array([HOME[:3, 3] - 1.0, HOME[:3, 3] + [0.1, 1.0, 1.0]])
+    tick_ns = SECOND // rate_hz
+    follow = follower(arm)
+    now_ns = stream(follow, arm, ahead(*[0.1] * rate_hz), checker, BEGIN_NS, tick_ns)
+    checker.require_none()
+    assert follow.command(now_ns)[0, 3] == pytest.approx(HOME[0, 3] + 0.1, abs=1e-3)
+
+
 @settings(max_examples=8, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_whatever_is_asked_for_the_limits_are_kept(seed):
+@given(st.integers(0, 2**32 - 1), st.sampled_from([5_000_000, TICK_NS]))
+def test_whatever_is_asked_for_the_limits_are_kept(seed, tick_ns):
     """Targets that jump about, point nowhere, are not finite, or do not come at all."""
     rng = np.random.default_rng(seed)
     arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
@@ -358,7 +371,7 @@ def test_whatever_is_asked_for_the_limits_are_kept(seed):
             pose[:3, :3] *= 2
         targets.append(None if kind == 2 else pose)
     follow = follower(arm)
-    stream(follow, arm, targets, checker)
+    stream(follow, arm, targets, checker, tick_ns=tick_ns)
     checker.require_none()
 
 
@@ -378,3 +391,29 @@ def test_before_the_first_target_nothing_is_commanded():
     assert follow.command(BEGIN_NS) is None and not follow.started
     follow.target(ahead(0.4)[0], BEGIN_NS)  # too far to begin with
     assert follow.command(BEGIN_NS) is None and 'join' in follow.reason
+
+
+def test_targets_that_come_faster_than_ticks_begin_where_the_arm_is():
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    follow = follower(arm)
+    for k in range(5):
+        follow.target(ahead(0.1)[0], BEGIN_NS + k * TICK_NS // 10)
+    assert not follow.started
+    begin_ns = BEGIN_NS + TICK_NS // 2
+    checker.add(begin_ns - TICK_NS, HOME)
+    stream(follow, arm, ahead(*[0.1] * 40), checker, begin_ns)
+    checker.require_none()
+    assert follow.command(begin_ns + 40 * TICK_NS)[0, 3] == pytest.approx(HOME[0, 3] + 0.1, abs=1e-3)
+
+
+def test_a_target_that_is_refused_before_the_first_tick_leaves_nothing_commanded():
+    follow = follower(Arm())
+    assert follow.target(ahead(0.05)[0], BEGIN_NS) is None
+    assert follow.target(ahead(0.4)[0], BEGIN_NS + 1) is not None
+    assert follow.command(BEGIN_NS + TICK_NS) is None and not follow.started and 'join' in follow.reason
+
+
+def test_a_stop_says_nothing_about_the_gripper():
+    steering = guarded(Arm())
+    assert steering.hold(BEGIN_NS, begin=True) is not None
+    assert steering.follow(BEGIN_NS + TICK_NS)[1] is None

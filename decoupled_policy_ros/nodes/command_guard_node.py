@@ -56,9 +56,7 @@ class CommandGuardSettings:
     robot: str = parameter('panda_sim', 'name in config/robots or path of a YAML file')
     guard_file: str = parameter('', "YAML file with the guard's settings; empty: its defaults")
     input_topic: str = parameter('target_pose_in', 'topic of the targets to check')
-    control_rate_hz: float = parameter(
-        50.0, 'rate of target_pose on the node clock (Hz)', floating=(1.0, 1000.0)
-    )
+    control_rate_hz: float = parameter(50.0, 'rate of target_pose (Hz)', floating=(1.0, 1000.0))
     horizon_s: float = parameter(
         0.05,
         'a target is to be reached so much later (s); longer is smoother and lags more',
@@ -107,8 +105,11 @@ class CommandGuardNode(Node):
         self._joints.subscribe(self, SENSOR)
         self.create_subscription(PoseStamped, settings.input_topic, self._on_target, COMMAND)
         self.create_service(SetBool, '~/enable', self._on_enable)
-        self.create_timer(1.0 / settings.control_rate_hz, self._tick)
-        self.create_timer(1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        # A wall clock that is set back must not silence the commands until it has caught up.
+        clock = None if self.get_parameter('use_sim_time').value else steady
+        self.create_timer(1.0 / settings.control_rate_hz, self._tick, clock=clock)
+        self.create_timer(1.0, self._publish_diagnostics, clock=steady)
         backwards = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
         )

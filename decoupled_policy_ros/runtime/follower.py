@@ -50,7 +50,7 @@ class Follower:
     @property
     def started(self) -> bool:
         """Whether anything has been commanded."""
-        return self._motion is not None
+        return self._last_ns > 0
 
     @property
     def holding(self) -> bool:
@@ -71,8 +71,6 @@ class Follower:
 
     def command(self, now_ns: int) -> Array | None:
         """Pose (4, 4) to command now; None as long as nothing has been commanded."""
-        if self._motion is None:
-            return None
         if now_ns - self._target_ns > self._timeout_ns and not self.holding:
             silence_s = (now_ns - self._target_ns) / NS_PER_S
             self.refuse(Finding('stale', Outcome.REJECT, silence_s, self._timeout_ns / NS_PER_S, 's'), now_ns)
@@ -80,6 +78,8 @@ class Follower:
             not self.holding and self._guard.settings.needs_joints and self._joints.positions(now_ns) is None
         ):
             self.refuse(missing_joints(self._joints.why_not(now_ns)), now_ns)
+        if self._motion is None:
+            return None
         self._last_ns = now_ns
         return self._motion.state(now_ns).pose
 
@@ -87,11 +87,12 @@ class Follower:
         joints_rad = self._joints.positions(now_ns)
         if joints_rad is None:
             return missing_joints(self._joints.why_not(now_ns))
-        start_ns = self._last_ns if self._motion is not None else now_ns
-        if self._motion is None:
-            start = MotionState.at_rest(self._kinematics.forward(joints_rad))
-        else:
+        if self._motion is not None and self.started:
+            start_ns = self._last_ns
             start = self._motion.state(start_ns)
+        else:  # what has not been commanded yet has no part in it
+            start_ns = now_ns
+            start = MotionState.at_rest(self._kinematics.forward(joints_rad))
         verdict = self._guard.check(
             Request(
                 start,
@@ -101,6 +102,7 @@ class Follower:
                 np.zeros(2),
                 joints_rad,
                 needed=1,
+                turns_at_once=True,
             )
         )
         if verdict.path is None:
@@ -115,6 +117,9 @@ class Follower:
     def hold(self, now_ns: int, reason: str) -> None:
         """Come to rest, for a reason."""
         self.reason = reason
-        if isinstance(self._motion, Path):
-            since_ns = self._last_ns or now_ns
-            self._motion = Stop(self._motion, since_ns, self._guard.stopping, rests_ns=self._motion.end_ns)
+        if not self.started:
+            self._motion = None
+        elif isinstance(self._motion, Path):
+            self._motion = Stop(
+                self._motion, self._last_ns, self._guard.stopping, rests_ns=self._motion.end_ns
+            )

@@ -109,18 +109,20 @@ def rotation_steps(poses_base_ee: Array) -> Array:
     return Rotation.from_matrix(np.swapaxes(R[:-1], 1, 2) @ R[1:]).as_rotvec()
 
 
-def slopes(steps: Array, durations_s: Array, start: Array) -> Array:
+def slopes(steps: Array, durations_s: Array, start: Array, turn_s: float | None = None) -> Array:
     """Velocities (n + 2, d) of the lines of a path: at the beginning, from K to P1, ..., and of rest at the end.
 
     Args:
         steps: (n, d) from each waypoint to the next, the first from the start.
         durations_s: (n,) of the segments.
         start: (d,) velocity at the beginning.
+        turn_s: time of K; after a quarter of the first segment by default.
     """
+    turn_s = durations_s[0] / 4 if turn_s is None else turn_s
     lines = np.zeros((len(steps) + 2, len(start)))
     lines[0] = start
     lines[1:-1] = steps / durations_s[:, None]
-    lines[1] = (steps[0] - start * (durations_s[0] / 4)) / (0.75 * durations_s[0])
+    lines[1] = (steps[0] - start * turn_s) / (durations_s[0] - turn_s)
     return lines
 
 
@@ -140,6 +142,7 @@ class Path:
         stamps_ns: (n + 1,) of the start and of the waypoints, increasing.
         corners_s: (n + 1,) half the time that each corner takes, K, P1, ..., Pn; the widest that fit by default.
         time_scale: by how much its slowest part is slower than it was meant to be.
+        turn_s: time of K since the start, at most a quarter of the first segment, which it is by default.
     """
 
     def __init__(
@@ -150,19 +153,22 @@ class Path:
         stamps_ns: list[int],
         corners_s: Array | None = None,
         time_scale: float = 1.0,
+        turn_s: float | None = None,
     ):
         self._start, self.gripper_values, self.time_scale = start, gripper, time_scale
         self.poses_base_ee, self.stamps_ns = poses_base_ee, stamps_ns
         self.start_ns, last_ns = stamps_ns[0], stamps_ns[-1]
         times_s = (np.array(stamps_ns, np.int64) - self.start_ns) / NS_PER_S
         durations_s = np.diff(times_s)
+        turn_s = float(durations_s[0]) / 4 if turn_s is None else turn_s
         widest_s = widest_corners(durations_s)
+        widest_s[0] = turn_s
         self._corners_s = widest_s if corners_s is None else np.minimum(corners_s, widest_s)
         self.end_ns = last_ns + int(np.ceil(self._corners_s[-1] * NS_PER_S))
         begin = start.body_twist
-        corner = _moved(start.pose, begin * durations_s[0] / 4)
+        corner = _moved(start.pose, begin * turn_s)
         self._knots = np.concatenate([corner[None], poses_base_ee])
-        self._knot_times_s = np.concatenate([[durations_s[0] / 4], times_s[1:]])
+        self._knot_times_s = np.concatenate([[turn_s], times_s[1:]])
         # Each time belongs to the corner whose half of a line it lies on.
         self._borders_s = np.concatenate([[durations_s[0] / 2], (times_s[1:-1] + times_s[2:]) / 2])
         steps = np.hstack([np.diff(self._knots[:, :3, 3], axis=0), rotation_steps(self._knots)])

@@ -21,7 +21,14 @@ from decoupled_policy_ros.robot.shapes import Box
 from decoupled_policy_ros.runtime.guard.collision import CollisionChecks
 from decoupled_policy_ros.runtime.guard.joints import JointChecks, JointPath
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings
-from decoupled_policy_ros.runtime.guard.timing import ORDERS, Moving, corners, motion_limits, ratios, stretch
+from decoupled_policy_ros.runtime.guard.timing import (
+    ORDERS,
+    Moving,
+    motion_limits,
+    ratios,
+    rounding,
+    stretch,
+)
 from decoupled_policy_ros.runtime.guard.verdict import Finding, Outcome, Verdict
 from decoupled_policy_ros.runtime.motion import NS_PER_S, MotionState, Path, rotation_steps
 
@@ -48,6 +55,8 @@ class Request:
         joints_rad: (joints,) as measured; None where nobody knows.
         needed: so many of the waypoints have to be good; those after them may be cut off.
         first: index of the first waypoint in its chunk, for messages.
+        turns_at_once: towards the first waypoint, and not after a quarter of the way there: a motion that is replaced
+            sooner than that would never turn.
     """
 
     start: MotionState
@@ -58,6 +67,7 @@ class Request:
     joints_rad: Array | None
     needed: int
     first: int = 0
+    turns_at_once: bool = False
 
 
 class Guard:
@@ -214,8 +224,9 @@ class Guard:
             late_ns = [request.start_ns + int(elapsed) for elapsed in elapsed_ns]
             stamps_ns = [*stamps_ns[: same + 1], *late_ns[same:]]
         gripper = request.gripper[: len(wanted) + 1]
-        rounded = corners(moving, at_rest * durations_s)
-        path = Path(request.start, wanted, gripper, stamps_ns, rounded, float(factors.max()))
+        durations_s = at_rest * durations_s
+        rounded, turn_s = rounding(moving, durations_s, request.turns_at_once)
+        path = Path(request.start, wanted, gripper, stamps_ns, rounded, float(factors.max()), turn_s)
         known = None if joints is None else joints.joints_rad[1:]
         return Verdict(path, tuple(findings), known)
 

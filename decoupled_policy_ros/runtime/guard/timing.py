@@ -28,6 +28,7 @@ HEADROOM = {'linear': 1.0, 'angular': 0.96, 'joint': 1.0}
 KEPT = 1.0 + 1e-9
 _MAX_ROUNDS = 60
 _BISECTIONS = 8
+_TURNS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +90,9 @@ def ratios(moving: Moving, durations_s: Array, at_rest: bool) -> dict[str, Array
     return shares
 
 
-def corners(moving: Moving, durations_s: Array) -> Array:
+def corners(moving: Moving, durations_s: Array, turn_s: float | None = None) -> Array:
     """Half the time (n + 1,) that each corner has to take for the limits to hold; 0 where none is limited."""
-    changes = np.diff(slopes(moving.steps, durations_s, moving.start), axis=0)
+    changes = np.diff(slopes(moving.steps, durations_s, moving.start, turn_s), axis=0)
     needed: Array = np.zeros(len(changes))
     for rule, limit in moving.limits.items():
         what, _, derivative = rule.partition('_')
@@ -99,6 +100,23 @@ def corners(moving: Moving, durations_s: Array) -> Array:
             share = _share(what, changes, limit) / HEADROOM[what] / 2
             needed = np.maximum(needed, share ** (1 / (ORDERS[derivative] - 1)))
     return needed
+
+
+def rounding(moving: Moving, durations_s: Array, at_once: bool = False) -> tuple[Array, float]:
+    """How a path is rounded: half the time (n + 1,) of each corner, and the time (s) of the first one.
+
+    With `at_once` that is so soon that the path begins with it. The velocity after it then lies between the one at the
+    start and the one after a corner at a quarter of the first segment, so what keeps the limits there keeps them here;
+    only the corner after it may have more to turn, and where it can't, the first one is later.
+    """
+    quarter_s, widest_s = float(durations_s[0]) / 4, widest_corners(durations_s)
+    halves_s = corners(moving, durations_s)
+    if at_once:
+        for turn_s in np.linspace(halves_s[0], quarter_s, _TURNS)[:-1].tolist():
+            sooner_s = corners(moving, durations_s, turn_s)
+            if (sooner_s[1:] <= widest_s[1:]).all():
+                return np.concatenate([[turn_s], sooner_s[1:]]), turn_s
+    return halves_s, quarter_s
 
 
 def stretch(moving: Moving, durations_s: Array, at_rest: bool, least: Array, largest: float) -> Array | None:

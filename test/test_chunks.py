@@ -124,6 +124,12 @@ def test_gripper_latch_gives_edges_only() -> None:
     ]  # fmt: skip
 
 
+def test_gripper_latch_leaves_the_gripper_where_nothing_is_said() -> None:
+    latch = GripperLatch()
+    assert latch.update(None) is None and latch.update(0.9) == 'closed'
+    assert latch.update(None) is None and latch.state == 'closed'
+
+
 def test_gripper_latch_forgets_on_reset() -> None:
     latch = GripperLatch()
     assert latch.update(1.0) == 'closed'

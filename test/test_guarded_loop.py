@@ -224,6 +224,29 @@ def test_whoever_gives_way_sends_no_trajectory_any_more(tmp_path, state, last_wo
         stage.loop.stop()
 
 
+class StampedAhead(GuardedStage):
+    """Its streams are stamped by a clock that is ahead."""
+
+    def observe(self, skip: tuple[str, ...] = (), ahead_ns: int = 60_000_000) -> None:
+        super().observe(skip, ahead_ns)
+
+
+def test_streams_of_a_clock_that_is_ahead_are_followed_like_others(small_policy):
+    stage = StampedAhead(small_policy, LENIENT)
+    stage.loop.start(enabled=True)
+    try:
+        stage.observe()
+        wait_for(lambda: stage.tick() and stage.loop.report()[0] == FOLLOWING)
+        for _ in range(20):
+            now_ns = stage.tick()
+            assert stage.command(now_ns) is not None
+            assert all(chunk.observation_stamp_ns <= now_ns for chunk in stage.outputs.chunks)
+        assert len(stage.outputs.chunks) > 1
+        assert HOLDING not in [state for state, _ in stage.outputs.states]
+    finally:
+        stage.loop.stop()
+
+
 class SinceTheReset(Home):
     """Joints at home since a time, as where the scene was put back: nothing is known of earlier ones."""
 

@@ -199,6 +199,13 @@ def test_latest_common_stamp():
     assert sampler([40, 100], []).latest_common_stamp_ns() is None
 
 
+def test_what_is_stamped_later_than_now_does_not_count_yet():
+    streams = sampler([40, 100], [45, 90, 130])
+    assert streams.latest_common_stamp_ns(95 * MS) == 40 * MS
+    assert streams.latest_common_stamp_ns(100 * MS) == 90 * MS
+    assert streams.latest_common_stamp_ns(30 * MS) is None
+
+
 def test_stream_without_samples_is_missing():
     with pytest.raises(StreamMissing, match=r"'camera'.*nothing has arrived.*0\.1 s") as error:
         sampler([50, 100], []).sample(100 * MS)

@@ -64,11 +64,17 @@ class Sampler:
         self.contract = contract
         self._buffers = {name: buffers[name] for name in contract.names}
 
-    def latest_common_stamp_ns(self) -> int | None:
-        """The newest time for which every stream has arrived: the least of their latest stamps, or None."""
-        stamps = [buffer.latest_stamp_ns for buffer in self._buffers.values()]
-        known = [stamp for stamp in stamps if stamp is not None]
-        return min(known) if len(known) == len(stamps) else None
+    def latest_common_stamp_ns(self, until_ns: int | None = None) -> int | None:
+        """The newest time for which every stream has arrived: the least of their latest stamps, or None.
+
+        With `until_ns` what is stamped later does not count: whoever stamped it has another clock.
+        """
+        latest = [
+            buffer.latest() if until_ns is None else buffer.at_or_before(until_ns)
+            for buffer in self._buffers.values()
+        ]
+        known = [sample[0] for sample in latest if sample is not None]
+        return min(known) if len(known) == len(latest) else None
 
     def newest(self, since_ns: int) -> dict[str, NDArray]:
         """The newest sample of each stream that has one stamped since then: what an observation may yet be made of."""

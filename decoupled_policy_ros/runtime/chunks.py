@@ -168,11 +168,13 @@ class GripperLatch:
         self.hysteresis = hysteresis
         self.state: str | None = None
 
-    def update(self, value: float) -> str | None:
-        """Return 'open' or 'closed' if this value changes the state, else None.
+    def update(self, value: float | None) -> str | None:
+        """Return 'open' or 'closed' if this value changes the state, else None; no value changes nothing.
 
         The first value always gives an edge, by its sign: until then nobody knows what the gripper does.
         """
+        if value is None:
+            return None
         if self.state is None:
             state = 'closed' if value > 0.0 else 'open'
         elif abs(value) <= self.hysteresis:

@@ -82,12 +82,12 @@ class Direct:
         motion, before = self._motion, self._before  # the streamer may change them meanwhile
         return UnderWay(motion, before, motion.end_ns) if isinstance(motion, AsPredicted) else None
 
-    def follow(self, now_ns: int) -> tuple[Array, float]:
+    def follow(self, now_ns: int) -> tuple[Array, float | None]:
         """The chunk at a time; the one before it until it begins."""
         assert self._motion is not None
         motion = UnderWay(self._motion, self._before, now_ns).at(now_ns)
         self._last, self._last_ns = motion.state(now_ns).pose, now_ns
-        return self._last, motion.gripper(now_ns) or 0.0
+        return self._last, motion.gripper(now_ns)
 
     def hold(self, now_ns: int, begin: bool = False) -> Array | None:
         """Brake from what was commanded last; or the last command again. Where the arm is nobody knows here."""

@@ -109,7 +109,7 @@ class InJoints:
         """What the arm does if nothing new comes."""
         return self._steering.under_way()
 
-    def follow(self, now_ns: int) -> tuple[Array, float]:
+    def follow(self, now_ns: int) -> tuple[Array, float | None]:
         """Where the steering is at a time."""
         self._last_ns = now_ns
         return self._steering.follow(now_ns)

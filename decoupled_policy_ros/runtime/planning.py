@@ -93,11 +93,12 @@ class Planner:
             ObservationError: a stream is missing, stale or skewed.
         """
         start = time.perf_counter()
-        stamp_ns = self._sampler.latest_common_stamp_ns()
+        # Where time waits, /clock may be heard after its frames, and is waited for. Otherwise what is
+        # stamped later than now was stamped by another clock, and by ours it is not known yet.
+        stamp_ns = self._sampler.latest_common_stamp_ns(None if self._lockstep else now_ns)
         observation = self._sampler.sample(now_ns if stamp_ns is None else stamp_ns, now_ns)
         too_early = stamp_ns is None or (chunk is not None and stamp_ns < self._earliest_ns(chunk))
-        # Where time waits, /clock may be heard after the frames that it belongs to: nothing is known of that time yet.
-        unheard = self._lockstep and stamp_ns is not None and stamp_ns > now_ns
+        unheard = stamp_ns is not None and stamp_ns > now_ns
         return None if too_early or unheard else observation, 1e3 * (time.perf_counter() - start)
 
     def predict(

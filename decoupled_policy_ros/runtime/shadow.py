@@ -115,7 +115,7 @@ class Shadowing:
         """Nothing that a chunk could go on from: the arm does what somebody else wants."""
         return None
 
-    def follow(self, now_ns: int) -> tuple[Array, float]:
+    def follow(self, now_ns: int) -> tuple[Array, float | None]:
         """Pose (4, 4) and gripper value that the arm would be told for a time."""
         return self._steering.follow(now_ns)
 

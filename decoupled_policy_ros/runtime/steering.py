@@ -80,8 +80,8 @@ class Steering(Protocol):
     def under_way(self) -> UnderWay | None:
         """What the arm does if nothing new comes; None before the first chunk and once it has been held."""
 
-    def follow(self, now_ns: int) -> tuple[Array, float]:
-        """Pose (4, 4) and gripper value for a time."""
+    def follow(self, now_ns: int) -> tuple[Array, float | None]:
+        """Pose (4, 4) and gripper value for a time; None where the gripper is left as it is."""
 
     def hold(self, now_ns: int, begin: bool = False) -> Array | None:
         """Pose (4, 4) for a time at which nothing new is known; None before the first command.
@@ -167,14 +167,11 @@ class Guarded:
         motion, before = self._motion, self._before  # the streamer may change them meanwhile
         return UnderWay(motion, before, motion.stamps_ns[-1]) if isinstance(motion, Path) else None
 
-    def follow(self, now_ns: int) -> tuple[Array, float]:
-        """Where the path is at a time; the one before it until it begins."""
+    def follow(self, now_ns: int) -> tuple[Array, float | None]:
+        """Where the path is at a time; the motion before it until it begins."""
         motion = _at(now_ns, self._motion, self._before)
         self._last_ns = now_ns
-        gripper = motion.gripper(now_ns)
-        if gripper is None:  # still braking: nothing was said about the gripper since
-            gripper = 0.0
-        return motion.state(now_ns).pose, gripper
+        return motion.state(now_ns).pose, motion.gripper(now_ns)
 
     def hold(self, now_ns: int, begin: bool = False, joints: JointBraking | None = None) -> Array | None:
         """Brake on the way that was commanded last, and stay; before that, stay where the arm is if asked to."""

@@ -124,7 +124,8 @@ def await_observation(
     """
     deadline_s = time.monotonic() + timeout_s
     while loop.cycling:
-        stamp_ns, time_ns = sampler.latest_common_stamp_ns(), now_ns()
+        time_ns = now_ns()
+        stamp_ns = sampler.latest_common_stamp_ns(time_ns)
         try:
             sampler.sample(time_ns if stamp_ns is None else stamp_ns, time_ns)
             return

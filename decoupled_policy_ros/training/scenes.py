@@ -208,7 +208,8 @@ class Scene:
     def _command(self, chunk: Chunk | None) -> tuple[NDArray[np.float64], float]:
         """Pose (4, 4) and gripper value of now; without a chunk the arm comes to rest, and the gripper stays."""
         if chunk is not None:
-            return self.steering.follow(self.sim.stamp_ns)
+            pose, gripper = self.steering.follow(self.sim.stamp_ns)
+            return pose, 0.0 if gripper is None else gripper
         held = self.steering.hold(self.sim.stamp_ns)
         return self.sim.pose_base_ee if held is None else held, 0.0
 

@@ -137,7 +137,13 @@ def study(
         if document is not None:
             insert_table(document, each.name, text)
         Console(width=WIDE).print(f'{each.title}\n{text}', markup=False, highlight=False)
-    missing = sum(not cell.done for placed in cells.values() for cell in placed.values())
+    wanted = [
+        cell
+        for placed in cells.values()
+        for place, cell in placed.items()
+        if not seeds or place.seed in seeds
+    ]
+    missing = sum(not cell.done for cell in wanted)
     if missing and workers:
         raise TrainingError(f'{missing} runs are not done; the lines above say which failed')
 

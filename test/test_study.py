@@ -12,6 +12,8 @@ import yaml
 
 from decoupled_policy_ros import cli
 from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.policy.checkpoint import find_model, read_header
+from decoupled_policy_ros.training.network import DEFAULT_BACKBONE
 from decoupled_policy_ros.training.study import insert_table, load_study, run_studies, write_results
 from decoupled_policy_ros.training.study.config import merged
 from decoupled_policy_ros.training.study.jobs import Cell, DemonstrationsJob, Stage1Job, plan
@@ -93,6 +95,15 @@ def test_a_study_runs_resumes_and_writes_its_tables(tmp_path, monkeypatch, capfd
     with pytest.raises(SystemExit):
         cli.main()
     assert 'holds no results of a study' in capfd.readouterr().err
+
+    more = {'lift': {'dataset': str(tmp_path / 'demos'), 'demonstrations': 2}}
+    study = load_study(
+        study_file(tmp_path / 'more.yaml', '', tasks=more, recipes={'random': {'train': 'random'}})
+    )
+    with pytest.raises(
+        ConfigError, match=r'holds 1 demonstrations without pictures, and 2 demonstrations of lift'
+    ):
+        run_studies([study], tmp_path / 'out')
 
 
 def test_the_plan_shares_what_is_the_same(tmp_path):
@@ -186,6 +197,82 @@ def test_a_finished_backbone_can_be_named(tmp_path):
     jobs, cells = plan(load_study(config), tmp_path / 'out')
     assert [type(job) for job in jobs] == [DemonstrationsJob, Cell]
     assert next(iter(cells.values())).config.backbone == 'dp_mixer_panda'
+
+
+def outcome_of(cell: Cell, **changes) -> dict:
+    return {
+        'run': cell.folder.name, 'successes': 1, 'episodes': 2, 'torn_chunks': 0.0, 'final_loss': 0.1, 'results': [],
+        'backbone_parameters': 5, 'trained_parameters': 7,
+    } | changes  # fmt: skip
+
+
+def test_an_outcome_on_another_backbone_of_the_same_name_does_not_count(tmp_path):
+    given = {'dp_mixer_panda': {'stage2': {'backbone': 'dp_mixer_panda'}}}
+    recipes = {'decoupled': {'train': 'decoupled'}}
+    config = study_file(tmp_path / 'a.yaml', tmp_path / 'demos', backbones=given, recipes=recipes, seeds=[0])
+    (cell,) = plan(load_study(config), tmp_path / 'out')[1].values()
+    sha256 = read_header(find_model('backbones', 'dp_mixer_panda'))['sha256']
+    cell.take(outcome_of(cell, backbone_sha256='f' * 64))
+    assert not cell.done
+    cell.take(outcome_of(cell, backbone_sha256=sha256, demonstrations=2))  # one is wanted
+    assert not cell.done
+    cell.take(outcome_of(cell, backbone_sha256=sha256, demonstrations=1))
+    assert cell.done
+
+
+def test_two_backbones_of_one_name_and_two_kinds_of_demonstrations_in_one_folder_are_refused(tmp_path):
+    given = {name: {'stage2': {'backbone': f'out/{name}/backbone'}} for name in 'AB'}
+    recipes = {'decoupled': {'train': 'decoupled'}}
+    config = study_file(tmp_path / 'a.yaml', tmp_path / 'demos', backbones=given, recipes=recipes)
+    with pytest.raises(ConfigError, match='out/A/backbone and out/B/backbone have the same'):
+        plan(load_study(config), tmp_path / 'out')
+    tasks = {
+        name: {'task': 'lift', 'dataset': str(tmp_path / 'demos'), 'demonstrations': count}
+        for name, count in (('few', 1), ('many', 9))
+    }
+    config = study_file(tmp_path / 'b.yaml', '', tasks=tasks, recipes={'random': {'train': 'random'}})
+    with pytest.raises(ConfigError, match=r'9 demonstrations of lift .* here and 1 demonstrations of lift'):
+        plan(load_study(config), tmp_path / 'out')
+
+
+def test_some_seeds_leave_what_is_known_of_the_others(tmp_path):
+    study = load_study(study_file(tmp_path / 'a.yaml', tmp_path / 'demos'))
+    out, results = tmp_path / 'out', tmp_path / 'results'
+    cells = run_studies([study], out, workers=0)['small']
+    for cell in cells.values():
+        cell.take(outcome_of(cell))
+    whole = write_results(study, cells, results)
+    shutil.rmtree(out)
+    cells = run_studies([study], out, seeds=[42], workers=0, results=results)['small']
+    assert write_results(study, cells, results) == whole and '| seed 0 | seed 42 |' in whole
+    with pytest.raises(ConfigError, match='no study has seed 1; there are 0, 42'):
+        run_studies([study], out, seeds=[1], workers=0, results=results)
+
+
+def test_a_backbone_that_is_not_described_is_the_default_one(tmp_path):
+    config = study_file(
+        tmp_path / 'a.yaml', tmp_path / 'demos', backbones={'A': {}, 'B': {'backbone': {'width': 96}}}
+    )
+    _, cells = plan(load_study(config), tmp_path / 'out')
+    assert {cell.folder.name.split('-')[1] for cell in cells.values()} == {'given', DEFAULT_BACKBONE.kind}
+
+
+def test_the_best_weights_of_normal_training_are_evaluated_and_a_lost_report_is_made_again(tmp_path):
+    tasks = {'lift': {'dataset': str(tmp_path / 'demos'), 'demonstrations': 2}}
+    stage2 = values('')['stage2'] | {'validation': {'every': 1, 'held_out': 0.5}}
+    rollouts = {'episodes': 1, 'max_steps': 3, 'checkpoint': 'best'}
+    recipes = {'normal': {'train': 'normal'}}
+    config = study_file(
+        tmp_path / 'a.yaml', '', tasks=tasks, stage2=stage2, rollouts=rollouts, recipes=recipes, seeds=[0]
+    )
+    study = load_study(config)
+    (cell,) = run_studies([study], tmp_path / 'out')['small'].values()
+    assert cell.done and (cell.folder / 'best' / 'backbone').is_dir()
+    sha256 = cell.outcome['task_sha256']
+    for name in ('run.json', 'outcome.json'):  # killed after the weights were written
+        (cell.folder / name).unlink()
+    (cell,) = run_studies([study], tmp_path / 'out')['small'].values()
+    assert cell.done and cell.outcome['task_sha256'] == sha256
 
 
 def test_studies_extend_what_they_have_in_common(tmp_path):

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from decoupled_policy_ros.errors import CheckpointError, ConfigError
 from decoupled_policy_ros.files import write_json
-from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone
+from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, read_header
+from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, validated
 from decoupled_policy_ros.training.evaluation import Evaluation, evaluate
 from decoupled_policy_ros.training.network import DEFAULT_BACKBONE
+from decoupled_policy_ros.training.rollout import checkpoint_folder
 from decoupled_policy_ros.training.stage1 import train_stage1
 from decoupled_policy_ros.training.stage2 import train_task
 from decoupled_policy_ros.training.study.config import (
@@ -31,8 +34,9 @@ from decoupled_policy_ros.training.study.config import (
 )
 
 EVALUATION, OUTCOME = 'evaluation.json', 'outcome.json'
-# These change nothing of what is computed, so they may differ from one machine to the next.
-FREE_SETTINGS = ('device', 'threads', 'checkpoint_every')
+# These change nothing of what is asked for, so they may differ from one machine to the next; another device draws other
+# random numbers.
+FREE_SETTINGS = ('device', 'threads', 'checkpoint_every', 'trackers')
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,27 @@ class DemonstrationsJob:
     @property
     def done(self) -> bool:
         return self.folder.exists()
+
+    def require_wanted(self) -> None:
+        """Look at what is in the folder.
+
+        Raises:
+            ConfigError: other demonstrations than these.
+            DatasetError, FingerprintMismatch: no dataset, or one of another arm.
+        """
+        from decoupled_policy_ros.data.readers.opening import describe
+
+        found = describe(self.folder, load_robot(self.robot))
+        pictures = any('.images.' in feature for feature in found['features'])
+        if found['total_episodes'] != self.episodes or self.images > pictures:
+            raise ConfigError(
+                f'{self.folder} holds {found["total_episodes"]} demonstrations with{"" if pictures else "out"} '
+                f'pictures, and {self} are wanted; name another folder'
+            )
+
+    def __str__(self) -> str:
+        pictures = ' with pictures' if self.images else ''
+        return f'{self.episodes} demonstrations of {self.task} by {self.robot}{pictures}'
 
     def run(self) -> str:
         """Make them; what came out, in words."""
@@ -91,6 +116,8 @@ class Cell:
     train: str
     task: str
     rollouts: Rollouts
+    demonstrations: int | None = None
+    finished_backbone: bool = False  # it is named, and no study trains it
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -100,7 +127,7 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        return (self.folder / OUTCOME).exists()
+        return (self.folder / OUTCOME).exists() and self._is_of_this_run(self.outcome)
 
     @property
     def outcome(self) -> dict[str, Any]:
@@ -109,20 +136,31 @@ class Cell:
 
     def take(self, outcome: dict[str, Any]) -> None:
         """Count as finished if this is the outcome of the same run, on another machine or long ago."""
-        if not self.done and outcome.get('run') == self.folder.name:
+        if not self.done and outcome.get('run') == self.folder.name and self._is_of_this_run(outcome):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / OUTCOME, outcome)
 
+    def _is_of_this_run(self, outcome: dict[str, Any]) -> bool:
+        """Whether an outcome is of these demonstrations and this backbone, as far as is known: names are used again."""
+        if outcome.get('demonstrations', self.demonstrations) != self.demonstrations:
+            return False
+        if not self.finished_backbone:
+            return True
+        try:
+            frozen = find_model('backbones', str(self.config.backbone))
+        except CheckpointError:
+            return True
+        return bool(outcome.get('backbone_sha256') == read_header(frozen)['sha256'])
+
     def run(self) -> str:
         """Train and evaluate it; what came out, in words."""
-        if not (self.folder / 'task.json').exists():
+        if not (self.folder / 'run.json').exists():  # the last that training writes
             train_task(self.config, self.folder, normal=self.train == 'normal')
         frozen = self.config.backbone
-        backbone = find_model('backbones', frozen) if isinstance(frozen, str) else self.folder / 'backbone'
         spec = Evaluation(
             str(self.folder),
             self.task,
-            str(backbone),
+            str(find_model('backbones', frozen)) if isinstance(frozen, str) else None,
             self.config.robot,
             self.rollouts.denoising_steps,
             self.rollouts.max_steps,
@@ -130,6 +168,8 @@ class Cell:
             sampler=self.rollouts.sampler,
         )
         report = evaluate(spec, self.rollouts.episodes, self.rollouts.seed, 1, self.folder / EVALUATION)
+        trained = checkpoint_folder(str(self.folder), self.rollouts.checkpoint)
+        backbone = find_model('backbones', frozen) if isinstance(frozen, str) else trained / 'backbone'
         write_json(self.folder / OUTCOME, self._outcome(report, backbone))
         return f'{report["successes"]} of {report["episodes"]} episodes succeeded'
 
@@ -139,6 +179,7 @@ class Cell:
         last = run['losses'][-100:]
         return {
             'run': self.folder.name,
+            **({} if self.demonstrations is None else {'demonstrations': self.demonstrations}),
             **{key: report[key] for key in ('successes', 'episodes', 'wilson_95', 'torn_chunks', 'results')},
             'trained_parameters': run['trained_parameters'],
             'backbone_parameters': sum(p.numel() for p in load_backbone(backbone).parameters()),
@@ -174,7 +215,8 @@ def plan(
         seeds: only these of the study's.
 
     Raises:
-        ConfigError: a configuration that can't be trained; the place in the grid is named.
+        ConfigError: a configuration that can't be trained, or two different runs that can't be told apart; the place in
+            the grid is named.
     """
     jobs: dict[Path, Job] = {
         folder: DemonstrationsJob(folder, motion.task, motion.episodes, motion.robot)
@@ -187,11 +229,27 @@ def plan(
                 for recipe_name in study.recipes:
                     place = Place(task_name, backbone_name, recipe_name, seed)
                     needed = _cell(study, place, task, backbone, out)
+                    require_same(jobs, needed, f'study {study.name}, {task_name} / {backbone_name}')
                     jobs.update({job.folder: job for job in needed if job.folder not in jobs})
                     cell = needed[-1]
                     assert isinstance(cell, Cell)
                     cells[place] = cell
     return list(jobs.values()), cells
+
+
+def require_same(jobs: Mapping[Path, Job], needed: Sequence[Job], where: str) -> None:
+    """A folder is made once, so all that ask for it must ask for the same."""
+    for job in needed:
+        other = jobs.get(job.folder, job)
+        if isinstance(job, DemonstrationsJob) and job != other:
+            raise ConfigError(
+                f'{where}: {job.folder} is to hold {job} here and {other} elsewhere; name another folder'
+            )
+        if isinstance(job, Cell) and isinstance(other, Cell) and job.config.backbone != other.config.backbone:
+            raise ConfigError(
+                f'{where}: a backbone counts by the name of its folder, and {other.config.backbone} and '
+                f'{job.config.backbone} have the same'
+            )
 
 
 def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBackbone, out: Path) -> list[Job]:
@@ -217,7 +275,11 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
     elif recipe.train != 'decoupled':
         values = merged(values, network, {'random_backbone': recipe.train == 'random'})
     values = filled(values, words)
-    kind = '-'.join(network[key]['kind'] for key in ('backbone', 'conditioning') if key in network) or 'given'
+    default = {'backbone': DEFAULT_BACKBONE.kind}
+    kinds = (
+        network[key].get('kind', default.get(key)) for key in ('backbone', 'conditioning') if key in network
+    )
+    kind = '-'.join(filter(None, kinds)) or 'given'
     settings = {
         'train': recipe.train,
         'task': simulated,
@@ -226,12 +288,15 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
     }
     folder = out / 'cells' / f'{place.task}-{kind}-{recipe.train}-{place.seed}-{_hash(settings)}'
     config = validated(values, Stage2Config, where)
-    needed.append(Cell(folder, config, recipe.train, simulated, study.rollouts))
+    finished = isinstance(config.backbone, str) and not any(isinstance(job, Stage1Job) for job in needed)
+    demonstrations = task.demonstrations
+    needed.append(Cell(folder, config, recipe.train, simulated, study.rollouts, demonstrations, finished))
     return needed
 
 
 def _stage1_job(values: Values, where: str, out: Path) -> Stage1Job:
-    name = f'{values["backbone"].get("kind", DEFAULT_BACKBONE.kind)}-{_hash(values)}'
+    kind = values.get('backbone', {}).get('kind', DEFAULT_BACKBONE.kind)
+    name = f'{kind}-{_hash(values)}'
     return Stage1Job(out / 'stage1' / name, validated({**values, 'name': name}, Stage1Config, where))
 
 

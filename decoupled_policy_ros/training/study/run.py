@@ -20,7 +20,7 @@ from rich.console import Console
 
 from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
 from decoupled_policy_ros.training.study.config import StudyConfig
-from decoupled_policy_ros.training.study.jobs import Cell, DemonstrationsJob, Job, Place, plan
+from decoupled_policy_ros.training.study.jobs import Cell, DemonstrationsJob, Job, Place, plan, require_same
 from decoupled_policy_ros.training.study.tables import read_results
 
 LOG, ERROR = 'log.txt', 'error.txt'
@@ -40,7 +40,7 @@ def run_studies(
 
     Args:
         out: folder of all runs.
-        seeds: only these.
+        seeds: do only these; what is known of the others is in the cells that are returned all the same.
         workers: processes; each trains and evaluates on one thread. 0 runs nothing.
         results: folder of earlier results; what is in them is not done again.
 
@@ -48,18 +48,13 @@ def run_studies(
         The cells of each study by its name; those that failed are not done.
 
     Raises:
-        ConfigError: a configuration that can't be trained, or demonstrations that are missing and that nothing makes.
+        ConfigError: a configuration that can't be trained, demonstrations that are missing and that nothing makes, or
+            that are others than the study wants, or a seed that no study has.
     """
-    cells: dict[str, dict[Place, Cell]] = {study.name: {} for study in studies}
-    jobs: dict[Path, Job] = {}
-    for index in range(max(len(study.seeds) for study in studies)):
-        for study in studies:
-            seed = study.seeds[index : index + 1]
-            if not seed or (seeds is not None and seed[0] not in seeds):
-                continue
-            needed, placed = plan(study, out, seed)
-            jobs.update({job.folder: job for job in needed if job.folder not in jobs})
-            cells[study.name].update(placed)
+    known = sorted({seed for study in studies for seed in study.seeds})
+    if unknown := sorted(set(seeds or ()) - set(known)):
+        raise ConfigError(f'no study has seed {unknown[0]}; there are {", ".join(map(str, known))}')
+    jobs, cells = _planned(studies, out, seeds)
     if results is not None:
         for study in studies:
             read_results(cells[study.name], results / f'{study.name}.json')
@@ -79,6 +74,23 @@ def run_studies(
     return cells
 
 
+def _planned(
+    studies: Sequence[StudyConfig], out: Path, seeds: Sequence[int] | None
+) -> tuple[dict[Path, Job], dict[str, dict[Place, Cell]]]:
+    """The jobs of some seeds, by their folders, and the cells of all."""
+    cells: dict[str, dict[Place, Cell]] = {study.name: {} for study in studies}
+    jobs: dict[Path, Job] = {}
+    for index in range(max(len(study.seeds) for study in studies)):
+        for study in studies:
+            for seed in study.seeds[index : index + 1]:
+                needed, placed = plan(study, out, [seed])
+                require_same(jobs, needed, f'study {study.name}')
+                cells[study.name].update(placed)
+                if seeds is None or seed in seeds:
+                    jobs.update({job.folder: job for job in needed if job.folder not in jobs})
+    return jobs, cells
+
+
 def _wanted(jobs: dict[Path, Job]) -> list[Job]:
     """The cells that are not done and what they wait for, in the order of the jobs."""
     wanted: set[Path] = set()
@@ -94,6 +106,8 @@ def _wanted(jobs: dict[Path, Job]) -> list[Job]:
 def _require_data(jobs: Sequence[Job]) -> None:
     made = {job.folder for job in jobs if isinstance(job, DemonstrationsJob)}
     for job in jobs:
+        if isinstance(job, DemonstrationsJob) and job.done:
+            job.require_wanted()
         if isinstance(job, Cell) and job.config.dataset not in made and not job.config.dataset.exists():
             raise ConfigError(
                 f'{job.config.dataset} does not exist; make it with `decoupled-policy demos --task {job.task} --out '

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from decoupled_policy_ros.errors import CheckpointError, FingerprintMismatch
+from decoupled_policy_ros.errors import CheckpointError, ConfigError, FingerprintMismatch
 from decoupled_policy_ros.policy import (
+    Task,
     load_backbone,
     load_policy,
     load_task,
@@ -214,3 +215,10 @@ def test_a_header_that_does_not_fit_is_refused_without_the_weights(small_policy_
             summarise_task(name, small_backbone)
     with pytest.raises(CheckpointError, match=r'task\.json is missing'):
         summarise_task(backbone, small_backbone)
+
+
+@pytest.mark.parametrize('n_execute', [0, 16])
+def test_a_task_that_executes_more_than_a_chunk_has_is_refused(small_backbone, image_contract, n_execute):
+    longest = small_backbone.denoiser.horizon - image_contract.n_obs_steps + 1
+    with pytest.raises(ConfigError, match=f'n_execute is {n_execute}, .* 1 to {longest} can be executed'):
+        Task(image_contract, small_backbone, {'base_channels': 16}, n_execute=n_execute)

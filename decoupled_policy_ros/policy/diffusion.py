@@ -59,7 +59,7 @@ class NoiseSchedule(Schedule):
 
     def sampling_steps(self, count: int) -> list[int]:
         self._require_count(count)
-        return [i * (self.config.training_steps // count) for i in range(count)][::-1]
+        return [i * self.config.training_steps // count for i in range(count)][::-1]
 
     def step(
         self, output: Tensor, x_k: Tensor, k: int, previous_k: int, sampler: str, noise: Tensor | None = None

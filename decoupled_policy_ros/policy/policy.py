@@ -91,6 +91,9 @@ class Task(nn.Module):
         instructions: all that it was trained on.
         backbone_name, backbone_sha256: the only backbone that this task fits.
         sha256: identity of the saved file; None for one that was never saved.
+
+    Raises:
+        ConfigError: the backbone's chunks are too short for what is to be executed of them.
     """
 
     def __init__(
@@ -105,6 +108,12 @@ class Task(nn.Module):
         language: InstructionEncoder | None = None,
     ):
         super().__init__()
+        longest = backbone.denoiser.horizon - (contract.n_obs_steps - 1)
+        if not 1 <= n_execute <= longest:
+            raise ConfigError(
+                f'n_execute is {n_execute}, but of chunks of {backbone.denoiser.horizon} waypoints that begin with '
+                f'{contract.n_obs_steps} observation steps 1 to {longest} can be executed'
+            )
         self.contract = contract
         self.encoder = ObservationEncoder(contract, **(encoder or {}), language=language)
         self.conditioning = conditioning_for(

@@ -7,12 +7,14 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from limits_checker import LimitsChecker
+from rclpy.clock_type import ClockType
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_harness import NodeProcess, Peer, PolicyPeer, node_process
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool
 
+from decoupled_policy_ros.nodes.command_guard_node import CommandGuardNode
 from decoupled_policy_ros.nodes.common import (
     COMMAND,
     LATCHED,
@@ -201,3 +203,15 @@ def test_the_shipped_policy_keeps_the_limits_in_the_node(tmp_path):
         checker.add(time_ns(command.header.stamp), pose_from_message(command, ROBOT.base_frame))
     checker.require_none()
     assert checker.largest['linear_m_s'] > 0.02
+
+
+@pytest.mark.parametrize('sim_time', [False, True])
+def test_a_wall_clock_that_is_set_back_does_not_silence_it(rclpy_context, sim_time):
+    """A timer of the node's own clock would wait until that has caught up."""
+    overrides = [Parameter('use_sim_time', value=sim_time)]
+    node = CommandGuardNode(context=rclpy_context, parameter_overrides=overrides)
+    try:
+        kinds = {timer.clock.clock_type for timer in node.timers}
+        assert kinds == ({ClockType.STEADY_TIME, ClockType.ROS_TIME} if sim_time else {ClockType.STEADY_TIME})
+    finally:
+        node.destroy_node()

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -23,7 +21,7 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import SetBool
 
-from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
+from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.nodes.clock_watch import ClockWatch
 from decoupled_policy_ros.nodes.common import (
     LATCHED,
@@ -32,7 +30,6 @@ from decoupled_policy_ros.nodes.common import (
     RCLError,
     declare_settings,
     diagnostics_name,
-    missing_module,
     read_robot,
     read_settings,
     spin_main,
@@ -43,6 +40,7 @@ from decoupled_policy_ros.nodes.policy_inputs import Inputs
 from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs, status_message
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings, loop_settings, policy_steering
 from decoupled_policy_ros.nodes.policy_tasks import PolicyTasks
+from decoupled_policy_ros.nodes.transitions import logged
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.runtime.assembly import join_settings
 from decoupled_policy_ros.runtime.cores import read_cores
@@ -57,29 +55,7 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there bef
 #: How long one thread's Python may keep another's waiting (s). At Python's own 5 ms commands come late by several times
 #: that while a task is being loaded.
 SWITCH_S = 0.001
-SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-ERROR = TransitionCallbackReturn.ERROR
-
-
-def _logged(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., TransitionCallbackReturn]:
-    """Log what a transition raises, for rclpy would swallow it; the node is unconfigured afterwards."""
-
-    @wraps(transition)
-    def wrapper(self: PolicyNode, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            return transition(self, state)
-        except Exception as error:
-            if not self.context.ok():
-                return ERROR  # Ctrl-C came meanwhile: nothing failed, and nobody can be told
-            what = missing_module(error) if isinstance(error, ModuleNotFoundError) else str(error)
-            expected = isinstance(error, (DecoupledPolicyError, ModuleNotFoundError))
-            reason = f'{transition.__name__} failed: {what}'
-            self.get_logger().error(reason if expected else f'{reason}\n{traceback.format_exc()}')
-        self._release()
-        self._say_state(reason)  # ~/status is latched: it must not keep what was said before
-        return FAILURE if transition.__name__ == 'on_configure' else ERROR
-
-    return wrapper
+SUCCESS = TransitionCallbackReturn.SUCCESS
 
 
 class PolicyNode(LifecycleNode):
@@ -111,7 +87,7 @@ class PolicyNode(LifecycleNode):
 
     # --- transitions ----------------------------------------------------------------------------
 
-    @_logged
+    @logged
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load robot, backbone and task, check that they belong together, subscribe, and warm up."""
         import torch
@@ -159,7 +135,7 @@ class PolicyNode(LifecycleNode):
         )
         return SUCCESS
 
-    @_logged
+    @logged
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to command."""
         assert self.loop is not None
@@ -169,7 +145,7 @@ class PolicyNode(LifecycleNode):
         self._on_other_commander(self.others.commanding())
         return SUCCESS
 
-    @_logged
+    @logged
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End every command before this returns."""
         assert self.loop is not None
@@ -179,19 +155,24 @@ class PolicyNode(LifecycleNode):
         self._say_state('inactive')
         return SUCCESS
 
-    @_logged
+    @logged
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Forget the policy."""
         self._release()
         self._say_state('unconfigured')
         return SUCCESS
 
-    @_logged
+    @logged
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End every command and forget the policy."""
         self._release()
         self._say_state('finalized')
         return SUCCESS
+
+    def give_up(self, reason: str) -> None:
+        """Forget the policy because a transition failed; ~/status is latched: it must not keep what was said before."""
+        self._release()
+        self._say_state(reason)
 
     def _release(self) -> None:
         if self.loop is not None:

@@ -236,6 +236,15 @@ def test_joints_that_nobody_knows_are_refused():
         arm.steering.plan(arm.chunk(), arm.now_ns)
 
 
+@pytest.mark.parametrize(('joint', 'position_rad'), [(3, -3.0421), (5, 0.55)])
+def test_a_joint_may_rest_at_the_end_of_its_range(joint, position_rad):
+    """Braking before the end leaves it no velocity there."""
+    resting = ROBOT.home_rad.copy()
+    resting[joint] = position_rad
+    motion = JointMotion([0, 20 * MS, 40 * MS], np.tile(resting, (3, 1)), np.zeros((3, 7)))
+    assert JointPlanner(ROBOT, ROBOT.limits)._too_fast(motion) is None
+
+
 def test_too_fast_for_the_joints_is_found():
     planner = JointPlanner(ROBOT, ROBOT.limits)
     there = HOME.copy()

@@ -343,6 +343,15 @@ def test_a_stream_that_ends_comes_to_rest_and_is_picked_up_again():
     assert follow.statistics.values()['guard_reject_stale'] == '1'
 
 
+@pytest.mark.parametrize('scale', [0.2, 0.05])
+def test_a_far_target_is_reached_however_slow_the_limits(scale):
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    follow = follower(arm, limit_scale=scale)
+    now_ns = stream(follow, arm, ahead(*[0.1] * 200), checker)
+    checker.require_none()
+    assert follow.command(now_ns)[0, 3] == pytest.approx(HOME[0, 3] + 0.1, abs=1e-3)
+
+
 @pytest.mark.parametrize('rate_hz', [20, 100, 400])
 def test_a_far_target_is_reached_and_not_passed_at_any_rate(rate_hz):
     arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)

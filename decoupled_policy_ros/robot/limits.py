@@ -19,6 +19,10 @@ _POSITIVE = (
 )  # fmt: skip
 
 
+#: Share of its velocity with which a joint may creep where braking before the end of its range would allow it none.
+CREEP_SHARE = 0.01
+
+
 @dataclass(frozen=True, eq=False)
 class BrakingLimits:
     """Joint speed that falls towards the ends of the range, so that a joint can always stop before them.

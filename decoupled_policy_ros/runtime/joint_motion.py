@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.inverse import TOLERANCE, InverseKinematics
-from decoupled_policy_ros.robot.limits import Limits
+from decoupled_policy_ros.robot.limits import CREEP_SHARE, Limits
 from decoupled_policy_ros.runtime.guard.verdict import Finding, Outcome
 from decoupled_policy_ros.runtime.motion import NS_PER_S, MotionState
 
@@ -161,7 +161,9 @@ class JointPlanner:
         """The joint that exceeds its velocity most on the way from one point to the next."""
         durations_s = [(b - a) / NS_PER_S for a, b in pairwise(motion.stamps_ns)]
         speed = np.diff(motion.positions_rad, axis=0) / np.array(durations_s)[:, None]
+        # As for the guard, a joint at an end of its range may rest there and creep.
         limit = self._limits.velocity_towards(motion.positions_rad[1:], speed)
+        limit = np.maximum(limit, CREEP_SHARE * self._limits.velocity_rad_s)
         share = np.abs(speed) / limit
         if not share.size or share.max() <= 1 + VELOCITY_MARGIN:
             return None

@@ -209,7 +209,8 @@ class Guard:
             least, slow = self._joints.slowing(joints, request.first)
             findings += [slow] if slow is not None else []
         findings += self._too_fast(moving, durations_s, request.first)
-        largest = self.settings.max_time_scale
+        # What is replaced on its way has no time that it was meant for.
+        largest = np.inf if request.turns_at_once else self.settings.max_time_scale
         factors = stretch(moving, durations_s, False, least, largest)
         if factors is None:
             return Verdict(None, (*findings, _too_slow(findings, largest)))

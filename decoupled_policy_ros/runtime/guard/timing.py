@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoupled_policy_ros.robot.description import Limits
+from decoupled_policy_ros.robot.limits import CREEP_SHARE
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings
 from decoupled_policy_ros.runtime.motion import slopes, widest_corners
 
@@ -60,7 +61,7 @@ def motion_limits(
         directions = np.diff(joints_rad, axis=0)
         fastest = [limits.velocity_towards(q, directions) for q in (joints_rad[:-1], joints_rad[1:])]
         # Near an end of its range a joint must still be able to creep up to it.
-        table['joint_velocity'] = np.maximum(np.minimum(*fastest), 0.01 * limits.velocity_rad_s)
+        table['joint_velocity'] = np.maximum(np.minimum(*fastest), CREEP_SHARE * limits.velocity_rad_s)
         table['joint_acceleration'] = limits.acceleration_rad_s2
         table['joint_jerk'] = limits.jerk_rad_s3
     return {rule: limit for rule, limit in table.items() if limit is not None and settings.looks_at(rule)}

@@ -1,5 +1,6 @@
 """Faults around the commands: two that command one arm, a policy that is killed, and one that is told to stop."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -147,6 +148,9 @@ def test_killed_in_the_middle_of_a_motion_and_started_again(tmp_path):
         cell.is_moving()
         first.process.kill()
         assert first.stop() != 0
+        told = -1
+        while told != (told := len(cell.received('target_pose'))):  # what was said may still be on its way
+            time.sleep(0.5)
         cell.forget()
         stood = cell.body.kinematics.forward(cell.body.joints_rad)
         with node_process('policy_node', tmp_path / 'second.log', parameters, 'killed') as second:

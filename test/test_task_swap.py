@@ -197,7 +197,7 @@ def keeps_following(robot: FakeRobot, models: Path, values: dict[str, str]) -> N
 
 
 def test_streams_are_subscribed_before_and_closed_after(robot, models):
-    assert robot.count_subscribers('agentview/image_raw') == 1
+    robot.wait_for(lambda: robot.count_subscribers('agentview/image_raw') == 1, 'one subscription')
     swap(robot, models / 'tasks' / 'wrist_only')
     robot.wait_for(lambda: robot.count_subscribers('agentview/image_raw') == 0, 'the end of a subscription')
     assert robot.count_subscribers('wrist/image_raw') == 1

@@ -100,12 +100,11 @@ class BlockedArm(Peer):
 
 @pytest.fixture
 def arm():
-    arm = BlockedArm()
-    time.sleep(1.0)  # until what is there has been discovered
-    # Nodes of earlier tests that were killed are in the graph for a while, and count as others who command.
-    arm.wait_for(lambda: arm.count_publishers('target_pose') == 0, 'the end of earlier nodes')
-    yield arm
-    arm.close()
+    with contextlib.closing(BlockedArm()) as arm:
+        time.sleep(1.0)  # until what is there has been discovered
+        # Nodes of earlier tests that were killed are in the graph for a while, and count as others who command.
+        arm.wait_for(lambda: arm.count_publishers('target_pose') == 0, 'the end of earlier nodes')
+        yield arm
 
 
 @pytest.fixture

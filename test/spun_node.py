@@ -38,4 +38,3 @@ class SpunNode(Node):
         self._executor.shutdown()
         self._context.try_shutdown()
         self._thread.join(10)
-        self.destroy_node()  # else it is in the graph for as long as anybody holds it, such as a failed test

@@ -325,3 +325,15 @@ def test_every_pose_inside_a_motion_is_compared_however_late_the_joint_states_ar
     assert last - first > 2000
     assert motion.summary['residual_count'] == len(range(-(-first // 10), last // 10 + 1))
     assert motion.summary['residual_max_m'] < 1e-9
+
+
+def test_poses_do_not_pile_up_while_nothing_is_recorded(tmp_path):
+    robot = load_robot('panda_sim')
+    pose = pose_stamped(Kinematics(robot).forward(robot.home_rad), robot.base_frame, START_NS)
+    rows, no_space = JointRows(robot, False), 1e12  # MB
+    worker = RecorderWorker(
+        MotionRecorder(tmp_path, robot), rows, list, list, lambda: [pose] * 10, no_space, print
+    )
+    for _ in range(5):
+        worker._tick()
+    assert worker.stopped and not worker._waiting_poses

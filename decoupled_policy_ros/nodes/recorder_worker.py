@@ -92,6 +92,7 @@ class RecorderWorker:
         self._watch_disk()
         if self.stopped:
             self.unrecorded += len(stamps_ns)
+            self._waiting_poses.clear()  # what they would be compared with is not taken
             return
         if len(stamps_ns):
             self._heard_at = time.monotonic()

@@ -1,6 +1,7 @@
 """Each rule of the guard: what is just inside passes, what is just outside is slowed, clamped, cut off or rejected."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -17,6 +18,7 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.robot.shapes import Box
 from decoupled_policy_ros.runtime.guard.collision import CollisionChecks
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request
+from decoupled_policy_ros.runtime.guard.joints import MAX_PARTS, SPACING_M, JointPath, between
 from decoupled_policy_ros.runtime.guard.settings import (
     IGNORED,
     RULES,
@@ -287,6 +289,25 @@ def test_a_joint_beyond_its_limit_is_rejected_and_named():
     assert 'joint' in str(verdict.rejection) and 'beyond' in str(verdict.rejection)
 
 
+def test_a_joint_goes_as_far_as_its_limit_lets_it():
+    """Also where all others are held: what is left of the pose is what the limit does not allow."""
+    upper = np.array(ROBOT.limits.upper_rad)
+    held = replace(
+        ROBOT,
+        limits=replace(
+            ROBOT.limits,
+            lower_rad=ROBOT.home_rad - 1e-4,
+            upper_rad=np.append(ROBOT.home_rad[:6] + 1e-4, upper[6]),
+        ),
+    )
+    for below_rad in (0.1, 0.05, 0.02):
+        begin = ROBOT.home_rad.copy()
+        begin[6] = upper[6] - below_rad
+        solution = InverseKinematics(held).solve(turned_to(6, upper[6] + 0.01), begin)
+        assert solution.joints_rad[6] == upper[6] and solution.at_limit[6]
+        np.testing.assert_allclose(solution.error, 0.01, atol=5e-4)
+
+
 def test_joints_too_fast_slow_the_motion_down():
     slow = replace(ROBOT, limits=replace(ROBOT.limits, velocity_rad_s=np.full(7, 0.05)))
     settings = only('joint_velocity')
@@ -382,6 +403,64 @@ def test_a_box_is_not_entered_and_is_named():
     assert 'right_hand and post' in str(verdict.rejection)
     assert check(waypoints, only('self_collision', boxes=(box,))).path is not None
     assert check(straight(-0.005, 8), only('boxes', boxes=(box,))).path is not None
+
+
+@pytest.mark.parametrize('thick_m', [0.01, 0.0])
+@pytest.mark.parametrize('far_m', [0.12, 0.145])
+def test_a_single_target_beyond_a_thin_wall_is_rejected(thick_m, far_m):
+    """Neither where the arm is nor where it is to go touches the wall; the way there does."""
+    tip = HOME[:3, 3]
+    lower = tip + np.array([0.06 - thick_m / 2, -0.4, -0.1])
+    upper = tip + np.array([0.06 + thick_m / 2 + 1e-4, 0.4, 0.08])
+    wall = Box('wall', lower, upper)
+    target = along((far_m, 0.0, 0.0))
+    there = InverseKinematics(ROBOT).solve(target[0], ROBOT.home_rad).joints_rad
+    checks = CollisionChecks(ROBOT, (wall,), GuardSettings().collision_margin_m)
+    assert checks.touching(ROBOT.home_rad) is None and checks.touching(there) is None
+    verdict = check(target, only('boxes', boxes=(wall,)), needed=1)
+    assert outcomes(verdict) == {'boxes': Outcome.REJECT} and verdict.rejection.waypoint == 1
+    low = Box('low wall', lower - [0.0, 0.0, 0.1], upper - [0.0, 0.0, 0.14])
+    assert check(target, only('boxes', boxes=(low,)), needed=1).path is not None
+
+
+def test_what_turns_into_a_wall_is_rejected():
+    """From the start to the waypoint there is room, but not for the turn that the speed asks for."""
+    tip = HOME[:3, 3]
+    wall = Box('wall', tip + np.array([0.05, -0.4, -0.1]), tip + np.array([0.25, 0.4, 0.08]))
+    stay = along(*[(0.0, 0.001 * i, 0.0) for i in range(8)])
+    for speed_m_s, passes in ((0.0, True), (0.8, False)):
+        verdict = check(stay, only('boxes', 'linear_acceleration', boxes=(wall,)), start=moving(speed_m_s))
+        assert (verdict.path is not None) == passes
+    assert verdict.rejection.rule == 'boxes'
+
+
+def test_the_fastest_part_of_a_way_counts_for_the_joints():
+    """A target that leads past the largest extension: joint 4 moves there and back, its sum says little."""
+    points = np.array([[0.0], [0.3], [0.5], [0.4], [0.5], [0.6]])
+    path = JointPath(points, np.array([0, 3, 5]), np.zeros(1), np.array([6.0, 5, 1, 4, 3, 2]))
+    np.testing.assert_allclose(path.steps_rad, [[0.9], [0.2]])
+    np.testing.assert_allclose(path.at_waypoints_rad, [[0.4], [0.6]])
+    assert [path.leads_to(point) for point in range(1, 6)] == [0, 0, 0, 1, 1]
+    short = path.up_to(1)
+    np.testing.assert_allclose(short.joints_rad, points[:4])
+    np.testing.assert_allclose(short.least(np.minimum(short.singular[:-1], short.singular[1:])), [1.0])
+    np.testing.assert_allclose(short.steps_rad, [[0.9]])
+
+
+def test_points_between_are_near_each_other_and_not_without_end():
+    for far_m, turn_rad, count in (
+        (0.02, 0.05, 0),
+        (0.12, 0.0, 4),
+        (0.0, 0.35, 3),
+        (9.0, 3.0, MAX_PARTS - 1),
+    ):
+        end = along((far_m, 0.0, 0.0))[0]
+        end[:3, :3] = end[:3, :3] @ Rotation.from_rotvec([0.0, turn_rad, 0.0]).as_matrix()
+        points = [HOME, *between(HOME, end), end]
+        assert len(points) == count + 2
+        apart = [np.linalg.norm((b - a)[:3, 3]) for a, b in pairwise(points)]
+        np.testing.assert_allclose(apart, far_m / (count + 1), atol=1e-12)
+        assert count == MAX_PARTS - 1 or max(apart) <= SPACING_M
 
 
 def test_the_margin_is_kept():

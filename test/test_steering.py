@@ -1,6 +1,7 @@
 """Chunk after chunk through the guard: never a jump, whatever they disagree about, and a stop when one is refused."""
 
 import gc
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -286,6 +287,59 @@ def test_what_is_published_are_the_waypoints_and_stamps_that_are_followed():
     assert plan.chunk.replan_stamp_ns == wanted.replan_stamp_ns
     pose, _ = plan.chunk.sample(plan.chunk.stamps_ns[3])
     np.testing.assert_array_equal(pose, plan.chunk.poses_base_ee[3])
+
+
+@pytest.mark.parametrize(('turn_rad', 'side_m'), [(0.0, 0.03), (0.3, 0.0), (0.6, 0.0)])
+@pytest.mark.parametrize('drop_m', [0.21, 0.22, 0.235, 0.25])
+def test_who_turns_above_the_floor_stays_above_it(turn_rad, side_m, drop_m):
+    """On the way down at 0.5 m/s the next chunk also turns about, which takes longer than to brake."""
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    floor_m = ROBOT.limits.workspace_m[0, 2]
+    high, low = HOME.copy(), HOME.copy()
+    high[2, 3], low[2, 3] = floor_m + drop_m, floor_m
+    arm.move(high)
+    steering = guarded(arm)
+    down = np.tile(high, (16, 1, 1))
+    down[1:, 2, 3] = np.maximum(high[2, 3] - 0.025 * np.arange(15), floor_m)
+    aside = np.tile(low, (16, 1, 1))
+    aside[:, 1, 3] += side_m
+    aside[:, :3, :3] = low[:3, :3] @ Rotation.from_rotvec([0.0, 0.0, turn_rad]).as_matrix()
+    for now_ns in range(BEGIN_NS, BEGIN_NS + SECOND, 10_000_000):
+        for way, at_ns in ((down, BEGIN_NS), (aside, BEGIN_NS + 400_000_000)):
+            if now_ns == at_ns:
+                with suppress(ChunkRejected):
+                    steering.adopt(
+                        steering.plan(Chunk(poses.action_from_pose(way, -1.0), now_ns, 20.0), now_ns)
+                    )
+        pose, _ = steering.follow(now_ns)
+        checker.add(now_ns, pose)
+        arm.move(pose)
+    checker.require_none()
+    assert pose[2, 3] == pytest.approx(floor_m, abs=1e-4)
+
+
+@pytest.mark.parametrize('n_execute', [1, 2, 4, 8])
+def test_slow_limits_and_chunks_that_are_soon_replaced_still_go_where_they_say(n_execute):
+    """A chunk that turns is slowed down a lot at first; replaced before it has turned it never would have."""
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    steering = Guarded(
+        Guard(ROBOT, GuardSettings(overrides={'ee_linear_velocity_m_s': 0.1})), KINEMATICS, arm, False
+    )
+    checker.linear_m_s, at, due_ns, seen = 0.1, HOME, BEGIN_NS, []
+    for now_ns in range(BEGIN_NS, BEGIN_NS + 2 * SECOND, 10_000_000):
+        if now_ns >= due_ns:
+            back = now_ns - BEGIN_NS >= 400_000_000
+            wanted = straight(now_ns, at, speed_m_s=-0.2 if back else 0.1)
+            with suppress(ChunkRejected):
+                steering.adopt(steering.plan(wanted, now_ns))
+            due_ns = now_ns + n_execute * PERIOD_NS
+        at, _ = steering.follow(now_ns)
+        checker.add(now_ns, at)
+        arm.move(at)
+        seen.append(at[0, 3] - HOME[0, 3])
+    checker.require_none()
+    assert max(seen) < 0.06  # it had 0.4 s, and one chunk more to turn
+    assert seen[-1] < -0.03
 
 
 # --- a stream of targets ---------------------------------------------------------------------------

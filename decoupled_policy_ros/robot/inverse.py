@@ -21,6 +21,8 @@ MAX_STEPS = 40
 MAX_STEP_RAD = 0.4
 #: Damping for each metre or radian of error: none at the solution, so that the last steps are Newton's.
 DAMPING = 0.05
+#: How often other joints are tried for those that a limit holds back.
+MAX_HELD = 3
 _EYE = np.eye(6)
 
 
@@ -112,12 +114,15 @@ class InverseKinematics:
     def _step(
         self, q: Array, error: Array, jacobian: Array, free: NDArray[np.bool_]
     ) -> tuple[Array, NDArray[np.bool_]]:
-        """One step; a joint that it would lead out of its limits stays there, and the others are solved for anew."""
+        """One step; a joint that it would lead out of its limits goes as far as they let it, and the others are solved
+        for anew.
+        """
         damping = (DAMPING * min(1.0, float(np.sqrt(error @ error)))) ** 2 + 1e-10
         free = np.ones_like(free)
-        for _ in range(3):
-            J = jacobian if free.all() else jacobian * free
-            step = J.T @ dposv(J @ J.T + damping * _EYE, error)[1]
+        held = np.zeros_like(q)
+        for _ in range(MAX_HELD):
+            J = jacobian * free
+            step = held + J.T @ dposv(J @ J.T + damping * _EYE, error - jacobian @ held)[1]
             largest = np.abs(step).max()
             if largest > MAX_STEP_RAD:
                 step *= MAX_STEP_RAD / largest
@@ -126,4 +131,5 @@ class InverseKinematics:
             if not outside.any():
                 break
             free = free & ~outside
+            held = np.where(free, 0.0, np.clip(new, self.lower_rad, self.upper_rad) - q)
         return np.clip(new, self.lower_rad, self.upper_rad), free

@@ -102,7 +102,7 @@ class Follower:
                 np.zeros(2),
                 joints_rad,
                 needed=1,
-                turns_at_once=True,
+                unhurried=True,
             )
         )
         if verdict.path is None:

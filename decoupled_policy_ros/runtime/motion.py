@@ -10,8 +10,8 @@ a corner passes its waypoint at a distance of |change of velocity| b / 4, b bein
        v0         .'             '.
     P0 ---> K ---'                 '---- P3
 
-K is where the velocity at the beginning would lead in a quarter of the first segment: rounding the corner there begins
-at P0. Rotation does the same in rotation vectors, in the frame of the nearest corner.
+K is where the velocity at the beginning would lead in the time `turn_s`, a quarter of the first segment at most and by
+default: rounding the corner there begins at P0, or later. Rotation does the same in rotation vectors, in the frame of the nearest corner.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ Array = NDArray[np.float64]
 NS_PER_S = 1_000_000_000
 #: Borders nearer to each other than this are one.
 APART_NS = 1_000_000
+#: Where the first corner of a path is looked at.
+TURN_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +188,12 @@ class Path:
         apart = since_ns[1:][np.diff(since_ns) > APART_NS]
         inside = [self.start_ns + int(since) for since in apart]
         return [self.start_ns, *(at for at in inside if at < self.end_ns - APART_NS), self.end_ns]
+
+    @property
+    def turn_ns(self) -> list[int]:
+        """Stamps from the start to the end of the first corner: there alone the path is not between its waypoints."""
+        ends_s = float(self._knot_times_s[0] + self._corners_s[0])
+        return [self.start_ns + round(share * ends_s * NS_PER_S) for share in TURN_SHARES]
 
     def state(self, stamp_ns: int) -> MotionState:
         """Pose and velocity at a time; before the start the start's, after the end at rest there."""

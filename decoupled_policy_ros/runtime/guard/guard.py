@@ -36,6 +36,8 @@ Array = NDArray[np.float64]
 
 #: How far from orthonormal the columns of a rotation may be.
 ORTHONORMAL = 1e-6
+#: How far (m) a motion may turn beside the workspace: the corner of the one before it may have been rounded otherwise.
+BESIDE_M = 5e-4
 UNITS = {
     'linear_velocity': 'm/s', 'linear_acceleration': 'm/s2', 'linear_jerk': 'm/s3', 'angular_velocity': 'rad/s',
     'angular_acceleration': 'rad/s2', 'angular_jerk': 'rad/s3',
@@ -55,8 +57,7 @@ class Request:
         joints_rad: (joints,) as measured; None where nobody knows.
         needed: so many of the waypoints have to be good; those after them may be cut off.
         first: index of the first waypoint in its chunk, for messages.
-        turns_at_once: towards the first waypoint, and not after a quarter of the way there: a motion that is replaced
-            sooner than that would never turn.
+        unhurried: the stamps are a wish, and a motion that takes however much longer is as good.
     """
 
     start: MotionState
@@ -67,7 +68,7 @@ class Request:
     joints_rad: Array | None
     needed: int
     first: int = 0
-    turns_at_once: bool = False
+    unhurried: bool = False
 
 
 class Guard:
@@ -172,17 +173,19 @@ class Guard:
         return path, found.cut_off()
 
     def _collision(self, path: JointPath, first: int) -> Finding | None:
-        if self._collisions.pairs == 0:
-            return None
-        for i, joints_rad in enumerate(path.joints_rad[1:]):
-            touched = self._collisions.touching(joints_rad)
-            if touched is not None:
-                one, other, is_box, distance_m = touched
-                rule = 'boxes' if is_box else 'self_collision'
-                margin_m = self.settings.collision_margin_m
-                names = f'{one} and {other}'
-                return Finding(rule, Outcome.REJECT, distance_m, margin_m, 'm', first + i, names)
+        for i, joints_rad in enumerate(path.joints_rad[1:], start=1):
+            if found := self._touching(joints_rad, first + path.leads_to(i)):
+                return found
         return None
+
+    def _touching(self, joints_rad: Array, waypoint: int) -> Finding | None:
+        touched = self._collisions.touching(joints_rad) if self._collisions.pairs else None
+        if touched is None:
+            return None
+        one, other, is_box, distance_m = touched
+        rule = 'boxes' if is_box else 'self_collision'
+        margin_m = self.settings.collision_margin_m
+        return Finding(rule, Outcome.REJECT, distance_m, margin_m, 'm', waypoint, f'{one} and {other}')
 
     def _slow_enough(
         self, request: Request, wanted: Array, joints: JointPath | None, findings: list[Finding]
@@ -209,8 +212,7 @@ class Guard:
             least, slow = self._joints.slowing(joints, request.first)
             findings += [slow] if slow is not None else []
         findings += self._too_fast(moving, durations_s, request.first)
-        # What is replaced on its way has no time that it was meant for.
-        largest = np.inf if request.turns_at_once else self.settings.max_time_scale
+        largest = np.inf if request.unhurried else self.settings.max_time_scale
         factors = stretch(moving, durations_s, False, least, largest)
         if factors is None:
             return Verdict(None, (*findings, _too_slow(findings, largest)))
@@ -226,19 +228,44 @@ class Guard:
             stamps_ns = [*stamps_ns[: same + 1], *late_ns[same:]]
         gripper = request.gripper[: len(wanted) + 1]
         durations_s = at_rest * durations_s
-        rounded, turn_s = rounding(moving, durations_s, request.turns_at_once)
+        rounded, turn_s = rounding(moving, durations_s)
         path = Path(request.start, wanted, gripper, stamps_ns, rounded, float(factors.max()), turn_s)
-        known = None if joints is None else joints.joints_rad[1:]
-        return Verdict(path, tuple(findings), known)
+        astray = self._astray(path, request, joints)
+        if astray is not None:
+            return Verdict(None, (*findings, astray))
+        return Verdict(path, tuple(findings), None if joints is None else joints.at_waypoints_rad)
+
+    def _astray(self, path: Path, request: Request, joints: JointPath | None) -> Finding | None:
+        """What is wrong where the path leaves the lines from waypoint to waypoint: as it turns at its beginning."""
+        if not request.start.body_twist.any():
+            return None
+        turn = [path.state(at).pose for at in path.turn_ns]
+        positions = np.array([pose[:3, 3] for pose in turn])
+        if self.settings.looks_at('workspace'):
+            # Who begins outside comes back, and goes no farther.
+            lower, upper = self.limits.workspace_m
+            lower, upper = np.minimum(lower, positions[0]), np.maximum(upper, positions[0])
+            outside = np.maximum(lower - positions, positions - upper)
+            point, axis = np.unravel_index(int(np.argmax(outside)), outside.shape)
+            if outside[point, axis] > BESIDE_M:
+                value = float(positions[point, axis])
+                limit = float(lower[axis] if value < lower[axis] else upper[axis])
+                where = f'{"xyz"[axis]}, as it turns there'
+                return Finding('workspace', Outcome.REJECT, value, limit, 'm', request.first, where)
+        if joints is None:
+            return None
+        middle = turn[len(turn) // 2]
+        joints_rad, found = self._joints.on_the_way(middle, joints.joints_rad[0], request.first)
+        return found or self._touching(joints_rad, request.first)
 
     def _moving(self, start: MotionState, wanted: Array, joints: JointPath | None) -> Moving:
         way = np.concatenate([start.pose[None], wanted])
         steps = [np.diff(way[:, :3, 3], axis=0), rotation_steps(way)]
         begin = [start.body_twist]
         if joints is not None:
-            steps.append(np.diff(joints.joints_rad, axis=0))
+            steps.append(joints.steps_rad)
             begin.append(joints.velocity_rad_s)
-        limits = motion_limits(self.limits, self.settings, None if joints is None else joints.joints_rad)
+        limits = motion_limits(self.limits, self.settings, joints)
         return Moving(np.hstack(steps), np.concatenate(begin), limits)
 
     def _too_fast(self, moving: Moving, durations_s: Array, first: int) -> list[Finding]:

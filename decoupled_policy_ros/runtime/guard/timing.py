@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from decoupled_policy_ros.robot.description import Limits
 from decoupled_policy_ros.robot.limits import CREEP_SHARE
+from decoupled_policy_ros.runtime.guard.joints import JointPath
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings
 from decoupled_policy_ros.runtime.motion import slopes, widest_corners
 
@@ -29,7 +30,7 @@ HEADROOM = {'linear': 1.0, 'angular': 0.96, 'joint': 1.0}
 KEPT = 1.0 + 1e-9
 _MAX_ROUNDS = 60
 _BISECTIONS = 8
-_TURNS = 5
+_TURNS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +47,9 @@ class Moving:
 
 
 def motion_limits(
-    limits: Limits, settings: GuardSettings, joints_rad: Array | None
+    limits: Limits, settings: GuardSettings, joints: JointPath | None
 ) -> dict[str, float | Array]:
-    """Limits of a path by rule; the joints' where joint positions (n + 1, joints) are there."""
+    """Limits of a path by rule; the joints' where it is known what they do."""
     table: dict[str, float | Array | None] = {
         'linear_velocity': limits.ee_linear_velocity_m_s,
         'linear_acceleration': limits.ee_linear_acceleration_m_s2,
@@ -57,11 +58,13 @@ def motion_limits(
         'angular_acceleration': limits.ee_angular_acceleration_rad_s2,
         'angular_jerk': limits.ee_angular_jerk_rad_s3,
     }
-    if joints_rad is not None:
-        directions = np.diff(joints_rad, axis=0)
-        fastest = [limits.velocity_towards(q, directions) for q in (joints_rad[:-1], joints_rad[1:])]
+    if joints is not None:
+        points_rad = joints.joints_rad
+        directions = np.diff(points_rad, axis=0)
+        fastest = [limits.velocity_towards(q, directions) for q in (points_rad[:-1], points_rad[1:])]
+        slowest = joints.least(np.minimum(*fastest))
         # Near an end of its range a joint must still be able to creep up to it.
-        table['joint_velocity'] = np.maximum(np.minimum(*fastest), CREEP_SHARE * limits.velocity_rad_s)
+        table['joint_velocity'] = np.maximum(slowest, CREEP_SHARE * limits.velocity_rad_s)
         table['joint_acceleration'] = limits.acceleration_rad_s2
         table['joint_jerk'] = limits.jerk_rad_s3
     return {rule: limit for rule, limit in table.items() if limit is not None and settings.looks_at(rule)}
@@ -103,21 +106,24 @@ def corners(moving: Moving, durations_s: Array, turn_s: float | None = None) -> 
     return needed
 
 
-def rounding(moving: Moving, durations_s: Array, at_once: bool = False) -> tuple[Array, float]:
+def rounding(moving: Moving, durations_s: Array) -> tuple[Array, float]:
     """How a path is rounded: half the time (n + 1,) of each corner, and the time (s) of the first one.
 
-    With `at_once` that is so soon that the path begins with it. The velocity after it then lies between the one at the
+    That is so soon that the path begins with it: a motion that turned later would not have turned yet when the next one
+    replaces it, and would go on meanwhile as the one before. The velocity after it then lies between the one at the
     start and the one after a corner at a quarter of the first segment, so what keeps the limits there keeps them here;
     only the corner after it may have more to turn, and where it can't, the first one is later.
     """
-    quarter_s, widest_s = float(durations_s[0]) / 4, widest_corners(durations_s)
+    latest_s, widest_s = float(durations_s[0]) / 4, widest_corners(durations_s)
     halves_s = corners(moving, durations_s)
-    if at_once:
-        for turn_s in np.linspace(halves_s[0], quarter_s, _TURNS)[:-1].tolist():
-            sooner_s = corners(moving, durations_s, turn_s)
-            if (sooner_s[1:] <= widest_s[1:]).all():
-                return np.concatenate([[turn_s], sooner_s[1:]]), turn_s
-    return halves_s, quarter_s
+    soonest_s = float(halves_s[0])
+    for _ in range(_TURNS):  # the sooner it turns, the less it has to
+        soonest_s = float(corners(moving, durations_s, soonest_s)[0])
+    for turn_s in np.linspace(soonest_s, latest_s, _TURNS)[:-1].tolist():
+        sooner_s = corners(moving, durations_s, turn_s)
+        if sooner_s[0] <= turn_s * KEPT and (sooner_s[1:] <= widest_s[1:]).all():
+            return np.concatenate([[turn_s], sooner_s[1:]]), turn_s
+    return halves_s, latest_s
 
 
 def stretch(moving: Moving, durations_s: Array, at_rest: bool, least: Array, largest: float) -> Array | None:

@@ -1,5 +1,6 @@
 """Faults around the commands: two that command one arm, a policy that is killed, and one that is told to stop."""
 
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,6 +138,20 @@ def test_beside_another_commander_it_goes_on_if_it_was_told_to(node, cell, tmp_p
         assert 'Traceback' not in guard.output()
     assert cell.change_state('deactivate')
     WATCHED.forgive('two commanded at once')
+
+
+def test_ended_in_the_middle_of_a_motion_it_comes_to_rest_first(tmp_path):
+    cell = Cell('ended')
+    try:
+        node = NodeProcess('policy_node', tmp_path / 'policy.log', policy_parameters(tmp_path), 'ended')
+        cell.is_moving()
+        assert last_speed_m_s(cell) > 0.05
+        for _ in range(2):  # as Ctrl-C comes under ros2 launch
+            node.process.send_signal(signal.SIGINT)
+        assert node.stop() == 0 and 'Traceback' not in node.output()
+        cell.wait_for(lambda: last_speed_m_s(cell) < 0.01, 'the way to rest')
+    finally:
+        cell.close()
 
 
 def test_killed_in_the_middle_of_a_motion_and_started_again(tmp_path):

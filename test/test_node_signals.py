@@ -29,7 +29,21 @@ class Interrupted(Node):
             read_robot(self, 'fr3', 60.0)
             print('loaded', flush=True)
         self.create_publisher(Empty, 'never', 1)
-        self.create_timer(0.01, pressed_twice)
+        self.pressed = False
+        self.create_timer(0.01, self.fire)
+
+    def fire(self):
+        self.fired = 1
+        if not self.pressed:
+            self.pressed = True
+            pressed_twice()
+
+    def wind_down(self):
+        if sys.argv[1] == 'spinning':
+            time.sleep(0.3)  # timers go on, and what they publish
+            self.fired = 0
+            time.sleep(0.3)
+            print('rested' if self.fired and self.context.ok() else 'cut off', flush=True)
 
     def destroy_node(self):
         print('destroyed', flush=True)
@@ -46,7 +60,7 @@ raise SystemExit(spin_main(Interrupted))
         ('importing', ['uninterrupted']),
         ('starting', ['uninterrupted']),
         ('waiting', ['uninterrupted']),
-        ('spinning', ['uninterrupted', 'destroyed']),
+        ('spinning', ['uninterrupted', 'rested', 'destroyed']),
     ],
 )
 def test_ctrl_c_ends_a_node_and_interrupts_nothing(when, said):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import array
 import dataclasses
 import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -276,38 +278,72 @@ def interrupt_later() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def shut_down_by_signals(wind_down: Callable[[], None]) -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM shut the context down, once `wind_down` has returned, and do no more.
+
+    They interrupt no code: a KeyboardInterrupt would come out of compiled code as whatever error that makes of it.
+    `wind_down` is called on another thread and the executor goes on meanwhile: with rclpy's own handlers nobody could
+    say a last word. Under ros2 launch Ctrl-C arrives twice; the second one changes nothing.
+    """
+
+    def wait() -> None:
+        if reader.recv(1):
+            try:
+                wind_down()
+            finally:  # rclpy's own way, which wakes whoever waits
+                install_signal_handlers(SignalHandlerOptions.ALL)
+                signal.raise_signal(signal.SIGTERM)
+
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    thread = threading.Thread(target=wait, name='signals', daemon=True)
+    thread.start()
+    # Python would only look at a signal once the executor comes back from waiting; the socket hears of it at once.
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        writer.close()
+        thread.join()
+        reader.close()
+
+
 def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int:
     """Create a node, spin it until Ctrl-C, SIGTERM or shutdown, destroy it; return the exit status.
 
-    A node with a method `run(executor)` drives the executor itself. An error of this package, or a module that
-    is not installed, ends the process with its message in one line and status 1.
+    A node with a method `run(executor)` drives the executor itself. One with a method `wind_down()` is told of Ctrl-C
+    and SIGTERM before its context is shut down, on another thread, and has as long as that takes. An error of this
+    package, or a module that is not installed, ends the process with its message in one line and status 1.
     """
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    # Ctrl-C asks the context to shut down, as SIGTERM does, and no more: a KeyboardInterrupt would come out of
-    # compiled code as whatever error that makes of it. Under ros2 launch it arrives twice.
-    signal.signal(signal.SIGINT, lambda number, frame: None)
-    install_signal_handlers(SignalHandlerOptions.ALL)
-    executor = SingleThreadedExecutor()
-    node = None
-    try:
-        node = factory()
-        executor.add_node(node)
-        run = getattr(node, 'run', None)
-        if run is not None:
-            run(executor)
-        else:
-            executor.spin()
-    except (DecoupledPolicyError, ParameterException, ModuleNotFoundError) as error:
-        logger = node.get_logger() if node is not None else rclpy.logging.get_logger('decoupled_policy_ros')
-        logger.fatal(missing_module(error) if isinstance(error, ModuleNotFoundError) else str(error))
-        return 1
-    except Exception:
-        # The context may be shut down while the node is being made, or the executor waits or takes a message.
-        if rclpy.ok():
-            raise
-    finally:
-        if node is not None:
-            executor.remove_node(node)
-            node.destroy_node()
-        rclpy.try_shutdown()
+    node: Node | None = None
+    with shut_down_by_signals(lambda: getattr(node, 'wind_down', lambda: None)()):
+        executor = SingleThreadedExecutor()
+        try:
+            node = factory()
+            executor.add_node(node)
+            run = getattr(node, 'run', None)
+            if run is not None:
+                run(executor)
+            else:
+                executor.spin()
+        except (DecoupledPolicyError, ParameterException, ModuleNotFoundError) as error:
+            logger = (
+                node.get_logger() if node is not None else rclpy.logging.get_logger('decoupled_policy_ros')
+            )
+            logger.fatal(missing_module(error) if isinstance(error, ModuleNotFoundError) else str(error))
+            return 1
+        except Exception:
+            # The context may be shut down while the node is being made, or the executor waits or takes a message.
+            if rclpy.ok():
+                raise
+        finally:
+            if node is not None:
+                executor.remove_node(node)
+                node.destroy_node()
+            rclpy.try_shutdown()
     return 0

@@ -169,6 +169,12 @@ class PolicyNode(LifecycleNode):
         self._say_state('finalized')
         return SUCCESS
 
+    def wind_down(self) -> None:
+        """Bring the arm to rest, while commands can still be sent: the process is about to end."""
+        if (loop := self.loop) is not None:
+            with suppress(RCLError):
+                loop.enable(False)
+
     def give_up(self, reason: str) -> None:
         """Forget the policy because a transition failed; ~/status is latched: it must not keep what was said before."""
         self._release()
@@ -176,10 +182,8 @@ class PolicyNode(LifecycleNode):
 
     def _release(self) -> None:
         if self.loop is not None:
-            # After Ctrl-C nothing can be said any more, and it may come on the way to rest.
-            if self.context.ok():
-                with suppress(RCLError):
-                    self.loop.enable(False)
+            if self.context.ok():  # else nothing can be said any more
+                self.wind_down()
             self.loop.stop()
         self.tasks.close()
         if self.outputs is not None:

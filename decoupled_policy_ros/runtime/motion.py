@@ -11,7 +11,8 @@ a corner passes its waypoint at a distance of |change of velocity| b / 4, b bein
     P0 ---> K ---'                 '---- P3
 
 K is where the velocity at the beginning would lead in the time `turn_s`, a quarter of the first segment at most and by
-default: rounding the corner there begins at P0, or later. Rotation does the same in rotation vectors, in the frame of the nearest corner.
+default: rounding the corner there begins at P0, or later. Rotation does the same in rotation vectors, in the frame of
+the nearest corner.
 """
 
 from __future__ import annotations

@@ -224,6 +224,18 @@ def test_a_share_of_the_limits_can_be_asked_for():
     np.testing.assert_array_equal(half.upper_rad, full.upper_rad)
 
 
+def test_the_speeds_near_an_end_of_a_range_are_scaled_like_all_others():
+    robot = load_robot('fr3')
+    full, third = GuardSettings().limits(robot), GuardSettings(limit_scale=0.3).limits(robot)
+    for share in np.linspace(0.0, 1.0, 21):
+        at = full.lower_rad + share * (full.upper_rad - full.lower_rad)
+        for direction in (np.ones(7), -np.ones(7)):
+            np.testing.assert_allclose(
+                third.velocity_towards(at, direction), 0.3 * full.velocity_towards(at, direction), atol=1e-12
+            )
+    assert (full.velocity_towards(full.upper_rad - 0.05, np.ones(7)) < full.velocity_rad_s).all()
+
+
 # --- joints ----------------------------------------------------------------------------------------
 
 

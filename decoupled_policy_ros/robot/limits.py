@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +43,14 @@ class BrakingLimits:
     def downwards(self, positions_rad: Array) -> Array:
         """Largest speed (..., n) towards the lower end at positions (..., n)."""
         return self._speed(positions_rad - self.lower_rad)
+
+    def scaled(self, share: float) -> BrakingLimits:
+        """With this share of every speed, at the same positions."""
+        return replace(
+            self,
+            offset_rad_s=share * self.offset_rad_s,
+            deceleration_rad_s2=share**2 * self.deceleration_rad_s2,
+        )
 
     def _speed(self, left_rad: Array) -> Array:
         return np.maximum(

@@ -50,7 +50,8 @@ class GuardSettings:
 
     Attributes:
         ignored_rules: rules that are left out; by default those of the joints' acceleration and jerk, see `IGNORED`.
-        limit_scale: share of the robot's velocities, accelerations and jerks that is used, in (0, 1].
+        limit_scale: share of the robot's velocities, accelerations and jerks that is used, in (0, 1]; that of the
+            velocities that depend on the joints' positions, too.
         max_time_scale: slower than this a motion is rejected instead.
         join_m, join_rad: largest way from where the arm is told to be to the first waypoint.
         continuity_rad: largest change of a joint from one waypoint to the next, and largest difference between
@@ -128,6 +129,9 @@ class GuardSettings:
         scaled: Any = {
             name: None if value is None else self.limit_scale * value for name, value in values.items()
         }
+        braking = robot.limits.braking
+        if braking is not None:
+            scaled['braking'] = braking.scaled(self.limit_scale)
         workspace_m = robot.limits.workspace_m if self.workspace_m is None else self.workspace_m
         return replace(robot.limits, workspace_m=workspace_m, **scaled)
 

@@ -215,3 +215,15 @@ def test_a_wall_clock_that_is_set_back_does_not_silence_it(rclpy_context, sim_ti
         assert kinds == ({ClockType.STEADY_TIME, ClockType.ROS_TIME} if sim_time else {ClockType.STEADY_TIME})
     finally:
         node.destroy_node()
+
+
+def test_a_target_in_another_name_of_the_base_frame_is_accepted(rclpy_context):
+    node = CommandGuardNode(context=rclpy_context, parameter_overrides=[Parameter('robot', value='fr3')])
+    try:
+        now_ns = node.get_clock().now().nanoseconds
+        for frame in ('fr3_link0', 'base'):
+            assert node._unusable(pose_stamped(HOME, frame, now_ns), now_ns) is None
+        found = node._unusable(pose_stamped(HOME, 'fr3_hand_tcp', now_ns), now_ns)
+        assert str(found) == "frame: frame 'fr3_hand_tcp', expected 'fr3_link0' or 'base' (reject)"
+    finally:
+        node.destroy_node()

@@ -327,6 +327,17 @@ def test_every_pose_inside_a_motion_is_compared_however_late_the_joint_states_ar
     assert motion.summary['residual_max_m'] < 1e-9
 
 
+def test_poses_of_a_franka_are_compared_in_the_frame_that_its_driver_names(tmp_path):
+    robot = load_robot('fr3')
+    heard = [pose_stamped(np.eye(4), frame, START_NS) for frame in ('base', 'fr3_link0', 'world')]
+    worker = RecorderWorker(
+        MotionRecorder(tmp_path, robot), JointRows(robot, False), list, list, lambda: heard, 0.0, print
+    )
+    worker._hear_poses()
+    assert len(worker._waiting_poses) == 2 and worker.rejected_poses == 1
+    assert worker.last_pose_rejection == "pose is in frame 'world', expected 'fr3_link0' or 'base'"
+
+
 def test_poses_do_not_pile_up_while_nothing_is_recorded(tmp_path):
     robot = load_robot('panda_sim')
     pose = pose_stamped(Kinematics(robot).forward(robot.home_rad), robot.base_frame, START_NS)

@@ -95,9 +95,24 @@ def test_shipped_robots_are_complete(robot):
 def test_fr3_has_the_names_of_franka_ros2(fr3):
     assert fr3.joint_names == tuple(f'fr3_joint{i}' for i in range(1, 8))
     assert (fr3.base_frame, fr3.ee_frame) == ('fr3_link0', 'fr3_hand_tcp')
+    assert fr3.base_frames == ('fr3_link0', 'base')  # its state broadcaster says the latter
     assert fr3.topics['current_pose'] == 'franka_robot_state_broadcaster/current_pose'
     assert description_topic('fr3') == 'robot_description'
     assert description_topic('panda_sim') is None
+
+
+def test_an_arm_that_stands_elsewhere_on_base_has_another_name_for_neither(tmp_path):
+    on_a_table = FR3_URDF.replace(
+        '<origin xyz="0 0 0" rpy="0 0 0"/>', '<origin xyz="0 0 0.8" rpy="0 0 0"/>', 1
+    )
+    assert on_a_table != FR3_URDF
+    with pytest.raises(RobotDescriptionError, match=r"'base' lies elsewhere than 'fr3_link0'.*leave it out"):
+        load_robot('fr3', on_a_table)
+    assert load_robot(written(tmp_path, {'frames': {'base_aliases': None}}), on_a_table).base_frames == (
+        'fr3_link0',
+    )
+    named = load_robot(written(tmp_path, {'frames': {'base_aliases': ['arm_base']}}))
+    assert named.base_frames == ('fr3_link0', 'arm_base')  # a name that the model does not have
 
 
 def test_robots_are_found_by_name_and_by_path():
@@ -351,6 +366,11 @@ REFUSED = {
     ),
     'base frame': ({'frames': {'base': 'pedestal'}}, ['pedestal', 'fr3_link0']),
     'ee frame': ({'frames': {'ee': 'tool0'}}, ['tool0', 'fr3_hand_tcp']),
+    'base alias elsewhere': (
+        {'frames': {'base_aliases': ['fr3_link8']}},
+        ['base_aliases', 'fr3_link8', 'elsewhere', 'fr3_link0'],
+    ),
+    'base alias twice': ({'frames': {'base_aliases': ['base', 'base']}}, ['base_aliases', 'twice']),
     'base above a joint': ({'frames': {'base': 'fr3_link1'}}, ['base link', 'arm joints']),
     'ee before a joint': ({'frames': {'ee': 'fr3_link6'}}, ['fr3_joint6', 'fr3_joint7']),
     'tool quaternion': (

@@ -126,15 +126,16 @@ class CommandGuardNode(Node):
         if found is not None:
             self.follower.refuse(found, now_ns)
         else:
-            self.follower.target(pose_from_message(message, self.robot.base_frame), now_ns)
+            self.follower.target(pose_from_message(message, *self.robot.base_frames), now_ns)
         self._say()
 
     def _unusable(self, message: PoseStamped, now_ns: int) -> Finding | None:
         """What is wrong with a message, before anybody looks at where it would lead."""
         stamp_ns = time_ns(message.header.stamp)
         age_s = (now_ns - stamp_ns) * 1e-9
-        if message.header.frame_id != self.robot.base_frame:
-            frame = f'frame {message.header.frame_id!r}, expected {self.robot.base_frame!r}'
+        if message.header.frame_id not in self.robot.base_frames:
+            valid = ' or '.join(map(repr, self.robot.base_frames))
+            frame = f'frame {message.header.frame_id!r}, expected {valid}'
             return Finding('frame', Outcome.REJECT, detail=frame)
         if stamp_ns == 0:
             return Finding('stale', Outcome.REJECT, detail='the target has no stamp')

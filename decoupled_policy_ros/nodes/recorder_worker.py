@@ -114,7 +114,7 @@ class RecorderWorker:
         now_s = time.monotonic()
         for message in self._take_poses():
             try:
-                pose = pose_from_message(message, self.recorder.robot.base_frame)
+                pose = pose_from_message(message, *self.recorder.robot.base_frames)
                 self._waiting_poses.append((stamp_ns(message.header.stamp), pose, now_s))
             except MessageError as error:
                 self.rejected_poses += 1

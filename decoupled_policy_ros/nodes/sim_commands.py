@@ -151,8 +151,9 @@ class Commands:
         self.received += 1
 
     def _accepts(self, frame_id: str, stamp_ns: int) -> bool:
-        if frame_id not in ('', self._robot.base_frame):
-            self._refuse(f'command in frame {frame_id!r}, valid: {self._robot.base_frame!r}')
+        valid = self._robot.base_frames
+        if frame_id not in ('', *valid):
+            self._refuse(f'command in frame {frame_id!r}, valid: {", ".join(map(repr, valid))}')
             return False
         if 0 < stamp_ns < self._reset_ns:
             self._refuse(

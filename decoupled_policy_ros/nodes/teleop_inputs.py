@@ -108,7 +108,7 @@ class ArmInput:
     def _on_pose(self, message: PoseStamped) -> None:
         self._pose = (
             stamp_ns(message.header.stamp),
-            pose_from_message(message, self._robot.base_frame),
+            pose_from_message(message, *self._robot.base_frames),
         )
 
 

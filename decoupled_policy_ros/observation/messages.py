@@ -103,18 +103,21 @@ def _permutation(message_names: tuple[str, ...], names: tuple[str, ...]) -> NDAr
     return np.array([index[name] for name in names], dtype=np.intp)
 
 
-def pose_from_message(msg: Any, frame: str | None = None) -> NDArray[np.float64]:
+def pose_from_message(msg: Any, *frames: str) -> NDArray[np.float64]:
     """Pose (4, 4) of a geometry_msgs/PoseStamped, in the frame of its header.
 
     Args:
         msg: the message.
-        frame: if given, the frame id that the header must have.
+        frames: if given, the frame ids of which the header must have one; `RobotDescription.base_frames` for poses
+            in the base frame.
 
     Raises:
         MessageError: another frame, a value that is not finite, or a quaternion that is not of unit length.
     """
-    if frame is not None and msg.header.frame_id != frame:
-        raise MessageError(f'pose is in frame {msg.header.frame_id!r}, expected {frame!r}')
+    if frames and msg.header.frame_id not in frames:
+        raise MessageError(
+            f'pose is in frame {msg.header.frame_id!r}, expected {" or ".join(map(repr, frames))}'
+        )
     p, q = msg.pose.position, msg.pose.orientation
     position_m, quat_xyzw = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
     if not np.isfinite(position_m).all() or not abs(np.linalg.norm(quat_xyzw) - 1.0) < 1e-2:

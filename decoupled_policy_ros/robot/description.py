@@ -100,6 +100,8 @@ class RobotDescription:
 
     `base_frame` and `ee_frame` are the names that poses carry on topics and in files; `base_link` and
     `ee_link` are the links of the model that they hang on, with `tool` (4, 4) from ee_link to ee_frame.
+    `base_aliases` are other names that drivers have for the base frame: poses that are heard may carry them, none
+    that is said does.
     """
 
     name: str
@@ -118,6 +120,12 @@ class RobotDescription:
     description_topic: str | None = None
     collision: CollisionDescription = field(default_factory=CollisionDescription)
     gripper_action: GripperAction | None = None
+    base_aliases: tuple[str, ...] = ()
+
+    @property
+    def base_frames(self) -> tuple[str, ...]:
+        """Every frame id that a pose in the base frame may carry."""
+        return (self.base_frame, *self.base_aliases)
 
     @property
     def all_joint_names(self) -> tuple[str, ...]:
@@ -165,7 +173,7 @@ def load_robot(name_or_path: str | Path, description_xml: str | None = None) -> 
     """
     path = robot_file(name_or_path)
     section = _read(path)
-    frames = section.section('frames', ('base', 'base_link', 'ee', 'ee_link', 'tool'))
+    frames = section.section('frames', ('base', 'base_aliases', 'base_link', 'ee', 'ee_link', 'tool'))
     arm = section.section('arm', ('joint_names', 'home_rad'))
     joint_names = arm.names('joint_names')
     gripper = section.section('gripper', _GRIPPER_KEYS)
@@ -193,11 +201,13 @@ def load_robot(name_or_path: str | Path, description_xml: str | None = None) -> 
         gripper_action=read_gripper_action(gripper.section('action', GripperAction.__dataclass_fields__))
         if 'action' in gripper
         else None,
+        base_aliases=frames.names('base_aliases') if 'base_aliases' in frames else (),
     )
     _check_home(robot, section.where)
     robot.source.chain(
         robot.base_link, robot.ee_link, robot.joint_names
     )  # refuses joints and frames it lacks
+    _check_aliases(robot, frames.where)
     return robot
 
 
@@ -309,3 +319,12 @@ def _check_home(robot: RobotDescription, where: str) -> None:
         raise RobotDescriptionError(
             f'{where}: home_rad of {robot.joint_names[i]} is {robot.home_rad[i]}, outside [{low[i]}, {high[i]}]'
         )
+
+
+def _check_aliases(robot: RobotDescription, where: str) -> None:
+    """Refuse an alias that the model knows as another place: poses in it would be read wrongly."""
+    for alias in robot.base_aliases:
+        if not robot.source.may_coincide(alias, robot.base_link):
+            raise RobotDescriptionError(
+                f'{where}: base_aliases: {alias!r} lies elsewhere than {robot.base_link!r} in the model: leave it out'
+            )

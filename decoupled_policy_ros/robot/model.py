@@ -70,6 +70,14 @@ class ModelSource:
         index = np.array([arm.joints[arm.getJointId(name)].idx_v for name in joint_names])
         return Chain(arm, index, base.placement, ee.parentJoint, ee.placement)
 
+    def may_coincide(self, name: str, link: str) -> bool:
+        """Whether a frame lies on a link and stays there; also true of a frame that the model does not know."""
+        model = self.build()
+        if not model.existFrame(name):
+            return True
+        one, other = (model.frames[_link_id(model, each)] for each in (name, link))
+        return one.parentJoint == other.parentJoint and one.placement.isApprox(other.placement, 1e-9)
+
 
 def _link_id(model: pin.Model, name: str) -> int:
     """Index of the frame of that name; a link wins over a joint, as MJCF lets them share a name."""

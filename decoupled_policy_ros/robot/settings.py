@@ -66,7 +66,7 @@ class Section:
         if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
             raise self.error(f'{self.where}: {key} must be a list of names, got {value!r}')
         if len(set(value)) != len(value):
-            raise self.error(f'{self.where}: {key} names a joint twice: {value!r}')
+            raise self.error(f'{self.where}: {key} has a name twice: {value!r}')
         return tuple(value)
 
     def number(self, key: str) -> float:

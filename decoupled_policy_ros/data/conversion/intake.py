@@ -154,7 +154,7 @@ class Intake:
         assert self.targets is not None
         stamp = stamp_ns(message.header.stamp)
         if self._is_newer(logged, stamp, self.targets):
-            self.targets.push(stamp, pose_from_message(message, self._robot.base_frame))
+            self.targets.push(stamp, pose_from_message(message, *self._robot.base_frames))
 
     def _take_gripper(self, logged: BagMessage, message: Any) -> None:
         if not abs(message.data) < float('inf'):

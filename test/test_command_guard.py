@@ -35,6 +35,7 @@ pytestmark = pytest.mark.process
 ROBOT = load_robot('panda_sim')
 HOME = Kinematics(ROBOT).forward(ROBOT.home_rad)
 NODE = 'command_guard_node'
+START_NS = 1_000_000_000_000
 
 
 class Cell(Peer):
@@ -225,5 +226,53 @@ def test_a_target_in_another_name_of_the_base_frame_is_accepted(rclpy_context):
             assert node._unusable(pose_stamped(HOME, frame, now_ns), now_ns) is None
         found = node._unusable(pose_stamped(HOME, 'fr3_hand_tcp', now_ns), now_ns)
         assert str(found) == "frame: frame 'fr3_hand_tcp', expected 'fr3_link0' or 'base' (reject)"
+    finally:
+        node.destroy_node()
+
+
+def test_disabled_it_comes_to_rest_and_forgets_where_that_was(rclpy_context, monkeypatch):
+    """Whoever moves the arm by hand meanwhile finds it where they left it."""
+    node = CommandGuardNode(context=rclpy_context)
+    said, now_ns = [], [START_NS]
+    monkeypatch.setattr(node, '_now_ns', lambda: now_ns[0])
+    monkeypatch.setattr(node._commands, 'publish_pose', lambda pose, stamp_ns: said.append(pose))
+    inverse, joints_rad = InverseKinematics(ROBOT), ROBOT.home_rad
+
+    def turn(target: np.ndarray | None) -> None:
+        now_ns[0] += 20_000_000
+        message = JointState(name=list(ROBOT.joint_names), position=floats(joints_rad))
+        message.header.stamp = time_message(now_ns[0])
+        node._joints.take(message)
+        if target is not None:
+            node._on_target(pose_stamped(target, ROBOT.base_frame, now_ns[0]))
+        node._tick()
+
+    def enable(enabled: bool) -> None:
+        node._on_enable(SetBool.Request(data=enabled), SetBool.Response())
+
+    try:
+        target, elsewhere = HOME.copy(), HOME.copy()
+        for _ in range(20):
+            target[0, 3] += 0.005
+            turn(target)
+            joints_rad = inverse.solve(said[-1], joints_rad).joints_rad
+        assert node._state == 'following'
+        enable(False)
+        moving = len(said)
+        for _ in range(20):
+            turn(target)
+        stop = said[moving:]
+        assert 1 < len(stop) < 10  # the way to rest, and nothing after it
+        assert np.linalg.norm(stop[-1][:3, 3] - stop[-2][:3, 3]) < 1e-3 and not node.follower.started
+        elsewhere[1, 3] += 0.2
+        joints_rad = inverse.solve(elsewhere, joints_rad).joints_rad
+        enable(True)
+        turn(None)
+        turn(target)
+        assert node._message().message.startswith('waiting: join at waypoint 0: 0.2')
+        assert said[moving:] == stop
+        turn(elsewhere)
+        assert node._state == 'following'
+        np.testing.assert_allclose(said[-1], elsewhere, atol=1e-3)
     finally:
         node.destroy_node()

@@ -18,7 +18,7 @@ from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.direct import Direct
 from decoupled_policy_ros.runtime.follower import Follower
 from decoupled_policy_ros.runtime.guard.guard import Guard
-from decoupled_policy_ros.runtime.guard.settings import GuardSettings
+from decoupled_policy_ros.runtime.guard.settings import IGNORED, GuardSettings
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded
 from decoupled_policy_ros.runtime.stopping import Stop
 
@@ -474,6 +474,81 @@ def test_a_target_that_is_refused_before_the_first_tick_leaves_nothing_commanded
     assert follow.target(ahead(0.05)[0], BEGIN_NS) is None
     assert follow.target(ahead(0.4)[0], BEGIN_NS + 1) is not None
     assert follow.command(BEGIN_NS + TICK_NS) is None and not follow.started and 'join' in follow.reason
+
+
+def taken(pose: np.ndarray, y_m: float, turn_rad: float = 0.0) -> np.ndarray:
+    """A pose to the side of another, and turned."""
+    pose = pose.copy()
+    pose[1, 3] += y_m
+    pose[:3, :3] = pose[:3, :3] @ Rotation.from_rotvec([0.0, 0.0, turn_rad]).as_matrix()
+    return pose
+
+
+@pytest.mark.parametrize(('y_m', 'turn_rad', 'value'), [(0.2, 0.0, '0.2 m'), (0.0, 1.1, '1.1 rad')])
+def test_an_arm_that_was_taken_elsewhere_is_not_pulled_back(y_m, turn_rad, value):
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    follow = follower(arm)
+    now_ns = stream(follow, arm, ahead(*[0.05] * 30), checker)
+    told = follow.command(now_ns)
+    arm.move(taken(told, y_m, turn_rad))
+    follow.target(told, now_ns)
+    commands = [follow.command(now_ns + i * TICK_NS) for i in range(1, 4)]
+    checker.require_none()
+    assert commands[-1] is None and not follow.started
+    assert f'join of the way from the arm to the last command: {value}, limit' in follow.reason
+    now_ns += 4 * TICK_NS
+    assert follow.target(told, now_ns).rule == 'join'  # as the first one it is too far from the arm, too
+    assert follow.command(now_ns) is None
+    here = KINEMATICS.forward(arm.joints_rad)
+    assert follow.target(taken(here, -0.02), now_ns) is None
+    np.testing.assert_allclose(follow.command(now_ns), here, atol=1e-9)
+
+
+def test_an_arm_that_lags_by_centimetres_is_followed_on():
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    follow = follower(arm)
+    now_ns = BEGIN_NS
+    for target in ahead(*np.linspace(0.0, 0.1, 30)):
+        assert follow.target(target, now_ns) is None
+        pose = follow.command(now_ns)
+        checker.add(now_ns, pose)
+        arm.move(taken(pose, 0.1, 0.3))
+        now_ns += TICK_NS
+    checker.require_none()
+    assert not follow.holding
+
+
+def test_an_arm_that_comes_back_before_the_stop_is_over_is_led_on_from_there():
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    follow = follower(arm)
+    offsets = np.arange(40) * 0.01
+    now_ns = stream(follow, arm, ahead(*offsets[:20]), checker)
+    arm.move(taken(KINEMATICS.forward(arm.joints_rad), 0.2))
+    follow.target(ahead(offsets[20])[0], now_ns)
+    now_ns = stream(follow, arm, [None], checker, now_ns)  # it is where it is told to be again
+    assert follow.holding and not follow.at_rest
+    stream(follow, arm, ahead(*offsets[20:]), checker, now_ns)
+    checker.require_none()
+    assert not follow.holding
+
+
+def test_an_arm_that_is_held_and_then_taken_elsewhere_is_left_there():
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    follow = follower(arm)
+    now_ns = stream(follow, arm, [*ahead(*[0.05] * 20), *[None] * 30], checker)
+    assert follow.at_rest and 'stale' in follow.reason
+    arm.move(taken(follow.command(now_ns), 0.2))
+    assert follow.command(now_ns + TICK_NS) is None
+    assert not follow.at_rest and follow.reason.startswith('join of the way from the arm')
+
+
+def test_where_an_arm_may_be_anywhere_it_is_not_looked_at():
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    follow = follower(arm, ignored_rules=IGNORED | {'join'})
+    now_ns = stream(follow, arm, ahead(*[0.05] * 20), checker)
+    arm.move(taken(follow.command(now_ns), 0.2))
+    assert follow.target(ahead(0.05)[0], now_ns) is None
+    assert follow.command(now_ns + TICK_NS) is not None and not follow.holding
 
 
 def test_a_stop_says_nothing_about_the_gripper():

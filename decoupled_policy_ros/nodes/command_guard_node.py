@@ -5,7 +5,7 @@ joint_states     sensor_msgs/JointState         where the arm is
 target_pose      geometry_msgs/PoseStamped      where it is told to be, inside all limits
 ~/status         diagnostic_msgs/DiagnosticStatus   latched: following or holding, and why
 ~/guard_markers  visualization_msgs/MarkerArray     latched: workspace and boxes
-~/enable         std_srvs/SetBool               false: come to rest and stay there
+~/enable         std_srvs/SetBool               false: come to rest, and then command nothing
 """
 
 from __future__ import annotations
@@ -172,6 +172,8 @@ class CommandGuardNode(Node):
         pose = self.follower.command(now_ns) if now_ns > 0 else None
         if pose is not None:
             self._commands.publish_pose(pose, now_ns)
+        if not self._enabled and self.follower.at_rest:
+            self.follower.reset()  # who enables it again begins where the arm is then, which may be elsewhere
         self._say()
 
     def _restart(self) -> None:

@@ -3,12 +3,18 @@
 Each target is a motion of a single waypoint, to be reached a little later and at rest there, that begins where and
 how fast the arm is told to move now. While targets keep coming the next one replaces it on the way; when they stop,
 or one is refused, the arm comes to rest.
+
+An arm that is further from where it is told to be than a first target may be from the arm (`join_m`, `join_rad`) does
+not follow: somebody moved it by hand, or something holds it. A compliant arm's lag of some centimetres is less. It is
+not pulled: the motion comes to rest, and if the arm is still elsewhere then, what was commanded is forgotten and
+nothing is commanded until a target near the arm comes.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request, missing_joints, well_formed
@@ -27,7 +33,7 @@ class Follower:
 
     Args:
         guard: checks every target.
-        kinematics: of the arm, for where it is before the first command.
+        kinematics: of the arm, for where it is, before the first command and since.
         joints: where the arm is.
         horizon_s: each target is to be reached so much later; longer is smoother and lags more.
         timeout_s: without a new target for so long, the arm comes to rest.
@@ -57,6 +63,11 @@ class Follower:
         """Whether the arm is coming to rest, or at rest, for a reason."""
         return self._motion is None or isinstance(self._motion, Stop)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether the arm has been told to stay where it is: coming to rest is over."""
+        return isinstance(self._motion, Stop) and self._last_ns >= self._motion.end_ns
+
     def target(self, pose_base_ee: Array, now_ns: int) -> Finding | None:
         """Go to a pose (4, 4) from now on; what it is refused for, if it is, and then the arm comes to rest."""
         found = well_formed(pose_base_ee[None]) or self._checked(pose_base_ee, now_ns)
@@ -70,7 +81,8 @@ class Follower:
         self.hold(now_ns, str(found))
 
     def command(self, now_ns: int) -> Array | None:
-        """Pose (4, 4) to command now; None as long as nothing has been commanded."""
+        """Pose (4, 4) to command now; None as long as nothing has been commanded, or again where that was forgotten."""
+        away = self._away(now_ns)
         if now_ns - self._target_ns > self._timeout_ns and not self.holding:
             silence_s = (now_ns - self._target_ns) / NS_PER_S
             self.refuse(Finding('stale', Outcome.REJECT, silence_s, self._timeout_ns / NS_PER_S, 's'), now_ns)
@@ -78,6 +90,12 @@ class Follower:
             not self.holding and self._guard.settings.needs_joints and self._joints.positions(now_ns) is None
         ):
             self.refuse(missing_joints(self._joints.why_not(now_ns)), now_ns)
+        elif away is not None and not self.holding:
+            self.refuse(away, now_ns)
+        elif away is not None and self.at_rest:
+            self.statistics.found((away,))
+            self.reset()
+            self.reason = str(away)
         if self._motion is None:
             return None
         self._last_ns = now_ns
@@ -87,6 +105,8 @@ class Follower:
         joints_rad = self._joints.positions(now_ns)
         if joints_rad is None:
             return missing_joints(self._joints.why_not(now_ns))
+        if away := self._away(now_ns):
+            return away
         if self._motion is not None and self.started:
             start_ns = self._last_ns
             start = self._motion.state(start_ns)
@@ -112,6 +132,20 @@ class Follower:
             return rejection
         self.statistics.add(verdict)
         self._motion, self._target_ns, self.reason = verdict.path, now_ns, ''
+        return None
+
+    def _away(self, now_ns: int) -> Finding | None:
+        """Whether the arm is too far from where it was told to be last."""
+        joints_rad, settings = self._joints.positions(now_ns), self._guard.settings
+        if self._motion is None or not self.started or joints_rad is None or not settings.looks_at('join'):
+            return None
+        told, arm = self._motion.state(self._last_ns).pose, self._kinematics.forward(joints_rad)
+        away_m = float(np.linalg.norm(told[:3, 3] - arm[:3, 3]))
+        away_rad = float(Rotation.from_matrix(arm[:3, :3].T @ told[:3, :3]).magnitude())
+        for value, limit, unit in ((away_m, settings.join_m, 'm'), (away_rad, settings.join_rad, 'rad')):
+            if value > limit:
+                detail = 'the way from the arm to the last command'
+                return Finding('join', Outcome.REJECT, value, limit, unit, detail=detail)
         return None
 
     def hold(self, now_ns: int, reason: str) -> None:

@@ -89,6 +89,7 @@ class Stop:
 
     Attributes:
         duration_s: until the arm rests.
+        end_ns: stamp from which on it does.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Stop:
             delay_s, self._slowing_s = braking.soonest(left_s, self._slowing_s)
         self._slows_ns = start_ns + round(delay_s * NS_PER_S)
         self.duration_s = delay_s + self._slowing_s
+        self.end_ns = self._slows_ns + int(np.ceil(self._slowing_s * NS_PER_S))
 
     def state(self, stamp_ns: int) -> MotionState:
         """Pose and velocity at a time; before the beginning those of the beginning, after the end at rest."""

@@ -53,7 +53,8 @@ class GuardSettings:
         limit_scale: share of the robot's velocities, accelerations and jerks that is used, in (0, 1]; that of the
             velocities that depend on the joints' positions, too.
         max_time_scale: slower than this a motion is rejected instead.
-        join_m, join_rad: largest way from where the arm is told to be to the first waypoint.
+        join_m, join_rad: largest way from where the arm is told to be to the first waypoint, and for a stream of
+            targets from the arm as measured to where it is told to be.
         continuity_rad: largest change of a joint from one waypoint to the next, and largest difference between
             the joints as measured and as the last command asks for them.
         singularity_slow: smallest singular value of the Jacobian (m and rad alike) below which the motion slows down

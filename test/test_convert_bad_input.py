@@ -18,6 +18,7 @@ from test_convert import CONTRACT, SETTINGS, beside, command, task_for
 from decoupled_policy_ros.data.conversion.bag import convert_bag
 from decoupled_policy_ros.data.conversion.convert import convert
 from decoupled_policy_ros.data.conversion.plan import ConvertSettings
+from decoupled_policy_ros.data.parallel import Result
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.robot.description import robot_file
 
@@ -213,13 +214,15 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
 
-def test_a_disk_that_takes_no_more(tmp_path):
+@pytest.mark.parametrize('options', [(), ('--skip-bad',)])
+def test_a_disk_that_takes_no_more(tmp_path, options):
+    """It is no fault of the recording's: it is not left out either."""
     small = write_bag(tmp_path / 'small', Arm(seconds=1.0).messages())
     large = write_bag(tmp_path / 'large', Arm(seconds=8.0).messages())
     (tmp_path / 'work').mkdir()
     out = tmp_path / 'work' / 'out'
     result = subprocess.run(
-        command([small, large], out), capture_output=True, text=True, preexec_fn=limit_files
+        command([small, large], out, *options), capture_output=True, text=True, preexec_fn=limit_files
     )
     assert result.returncode == 2
     assert 'can not be written: [Errno 27] File too large' in result.stderr
@@ -231,3 +234,29 @@ def test_a_disk_that_takes_no_more(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert 'taking up 1 of 2 recordings' in resumed.stdout
     assert beside(tmp_path / 'work') == ['out']
+
+
+@pytest.mark.parametrize(
+    'reason',
+    [
+        '{folder}.part-1 can not be written: [Errno 122] Disk quota exceeded',
+        '{bag} is truncated or damaged ([Errno 28] No space left on device)',  # unpacked into the temporary folder
+    ],
+)
+def test_after_a_full_disk_nothing_is_tried_or_published(tmp_path, monkeypatch, reason):
+    tried = []
+
+    def run_tasks(function, tasks, *_):
+        for index, task in enumerate(tasks):
+            tried.append(index)
+            error = reason.format(folder=task.folder, bag=task.bag) if index == 1 else None
+            yield Result(index, None if error else function(task), error)
+
+    monkeypatch.setattr('decoupled_policy_ros.data.conversion.convert.run_tasks', run_tasks)
+    bags = [write_bag(tmp_path / f'bag{i}', SHORT.messages()) for i in range(3)]
+    with pytest.raises(
+        DatasetError, match=r'(quota exceeded|No space left)(.|\n)*1 finished recordings are kept'
+    ):
+        convert(bags, tmp_path / 'out', SETTINGS, workers=1, skip_bad=True)
+    assert tried == [0, 1]
+    assert beside(tmp_path) == ['.out.converting', 'bag0', 'bag1', 'bag2']

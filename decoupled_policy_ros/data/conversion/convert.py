@@ -10,6 +10,7 @@ A run that was interrupted, killed or out of disk is resumed by the same command
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -42,6 +43,8 @@ from decoupled_policy_ros.errors import ConfigError, DatasetError
 from decoupled_policy_ros.files import write_json
 
 _SETTINGS_FILE = 'settings.json'
+#: As text, because a failure comes from another process.
+_DISK_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
 
 
 def convert(
@@ -61,11 +64,11 @@ def convert(
         settings: how.
         workers: processes; None for one per core.
         ray: address of a Ray cluster, instead of processes of this machine.
-        skip_bad: leave out recordings that can't be converted.
+        skip_bad: leave out recordings that can't be converted; a disk that takes no more is no fault of theirs.
         console: where progress and report go; None for nowhere.
 
     Raises:
-        DatasetError: `out` exists, a recording can't be converted, no frame is left, or the disk is full.
+        DatasetError: `out` exists, a recording can't be converted, no frame is left, or the disk is full or gone.
         ConfigError, FingerprintMismatch, RobotDescriptionError: see `make_plan`; also an unreachable cluster.
     """
     out = Path(out)
@@ -170,9 +173,15 @@ class _Work:
     # --- recordings -------------------------------------------------------------------------------
 
     def run(self, workers: int, ray: str | None, console: Console) -> dict[str, str]:
-        """Convert what is not finished yet; returns the recordings that failed, with the reason."""
+        """Convert what is not finished yet; returns the recordings that failed, with the reason.
+
+        Raises:
+            DatasetError: the disk failed, and not a recording.
+        """
         plan = self.plan
         failures = {str(bag.path): bag.problem for bag in plan.bags if bag.problem is not None}
+        for reason in failures.values():
+            self._require_disk(reason)
         waiting = [bag for bag in plan.bags if bag.problem is None and bag.key not in self.records]
         if self.records:
             console.print(
@@ -190,10 +199,9 @@ class _Work:
                 if result.error is None:
                     self.records[bag.key] = result.value
                 else:
+                    self._require_disk(result.error)
                     failures[str(bag.path)] = result.error
                     bar.say(f'{bag.path} can not be converted; the reason follows at the end')
-                    if _is_disk_full(result.error):
-                        break
                 bar.tick()
         return failures
 
@@ -213,15 +221,21 @@ class _Work:
             settings.namespace,
         )
 
+    def _require_disk(self, reason: str) -> None:
+        """Raise a failure that is the disk's: it would take the recordings that come after with it."""
+        # What can't be written begins with its path, and that is in here; a disk for temporary files may be full too.
+        if reason.startswith(str(self.folder)) or any(words in reason for words in _DISK_FULL):
+            raise DatasetError(reason + self._kept_text())
+
     def failure_text(self, failures: dict[str, str]) -> str:
         """One message for all failures, and how to go on."""
-        kept = ''
-        if self.records:
-            kept = (
-                f'\n{len(self.records)} finished recordings are kept in {self.folder} for the same command to '
-                f'resume; with --skip-bad it leaves the others out'
-            )
-        return '\n'.join(failure_lines(failures)) + kept
+        how = '; with --skip-bad it leaves the others out' if self.records else ''
+        return '\n'.join(failure_lines(failures)) + self._kept_text() + how
+
+    def _kept_text(self) -> str:
+        if not self.records:
+            return ''
+        return f'\n{len(self.records)} finished recordings are kept in {self.folder} for the same command to resume'
 
     # --- dataset ----------------------------------------------------------------------------------
 
@@ -300,10 +314,6 @@ class _Bar:
 
     def __exit__(self, *_error: object) -> None:
         self._progress.stop()
-
-
-def _is_disk_full(reason: str) -> bool:
-    return os.strerror(28) in reason  # ENOSPC, as text because it comes from another process
 
 
 def _differences(theirs: Any, mine: Any, where: str = '') -> list[str]:

@@ -166,6 +166,13 @@ def test_short_pieces_are_left_out_and_counted(tmp_path):
     )
 
 
+def test_a_part_whose_process_was_killed_before_it_could_say_so_is_made_again(tmp_path):
+    task = task_for(write_bag(tmp_path / 'bag', Arm(seconds=1.0).messages()), tmp_path / 'parts' / 'bag')
+    first, again = convert_bag(task), convert_bag(task)
+    assert again['pieces'] == first['pieces']
+    assert beside(tmp_path / 'parts') == ['bag']
+
+
 def test_standing_still_at_both_ends_is_trimmed_only_on_request(tmp_path):
     def change(topic: str, stamp_ns: int, message):
         if topic == '/joint_states':  # stands, moves from 1 s to 2 s, stands

@@ -1,8 +1,9 @@
 """One function over many tasks: in processes of this machine, or on the machines of a Ray cluster.
 
 Results come as they are finished. A task that fails is a result too, with the reason as text: an exception that
-can't be pickled, or a process that is killed, must not take the others with it. A process ends within a second
-after the one that started it, however that one ended.
+can't be pickled, or a process that is killed, must not take the others with it. Tasks that a killed process took
+along are done again; so a task may be done twice. A process ends within a second after the one that started it,
+however that one ended.
 
 On a cluster every machine needs this package and the same paths: a shared file system.
 """
@@ -16,6 +17,7 @@ import socket
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +31,7 @@ POLL_S = 0.25
 CONNECT_TIMEOUT_S = 10.0
 #: As an address: a Ray instance of this machine only, for as long as the work lasts.
 RAY_LOCAL = 'local'
+_DIED = 'a worker process died, and died again when this was done alone: killed, or out of memory'
 
 
 @dataclass(frozen=True)
@@ -77,33 +80,58 @@ def guarded(function: Callable[[Any], Any], task: Any) -> tuple[Any, str | None]
 def _on_processes(
     function: Callable[[Any], Any], tasks: Sequence[Any], workers: int, tick: Callable[[], None]
 ) -> Generator[Result, None, None]:
+    """A process that dies takes its pool along; whose task killed it only shows when each is done again alone."""
+    left = deque(range(len(tasks)))
+    while left:
+        for index in (yield from _in_pool(function, tasks, left, workers, tick)):
+            if (yield from _in_pool(function, tasks, deque([index]), 1, tick)):
+                yield Result(index, error=_DIED)
+
+
+def _in_pool(
+    function: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    left: deque[int],
+    workers: int,
+    tick: Callable[[], None],
+) -> Generator[Result, None, list[int]]:
+    """Do tasks, taken from `left`, until none is left or a process dies; returns those that were lost with it."""
     others = set(multiprocessing.active_children())
     # Spawned, not forked: thread pools don't survive a fork.
     pool = ProcessPoolExecutor(
-        min(workers, len(tasks)),
+        min(workers, len(left)),
         multiprocessing.get_context('spawn'),
         initializer=_start_worker,
         initargs=(os.getpid(), workers),
     )
-    waiting: dict[Future, int] = {}
+    running: dict[Future, int] = {}
+    lost: list[int] = []
+    broken = False
     try:
-        for index, task in enumerate(tasks):
-            waiting[pool.submit(guarded, function, task)] = index
-        while waiting:
-            done, _ = wait(waiting, POLL_S, FIRST_COMPLETED)
+        while running or (left and not broken):
+            try:
+                while left and not broken and len(running) <= workers:  # one waits, so that no process does
+                    running[pool.submit(guarded, function, tasks[left[0]])] = left[0]
+                    left.popleft()
+            except BrokenProcessPool:
+                broken = True
+            done, _ = wait(running, POLL_S, FIRST_COMPLETED)
             tick()
             for future in done:
-                index = waiting.pop(future)
+                index = running.pop(future)
                 try:
                     value, error = future.result()
                 except BrokenProcessPool:
-                    value, error = None, 'a worker process died: killed, or out of memory'
-                yield Result(index, value, error)
+                    broken = True
+                    lost.append(index)
+                else:
+                    yield Result(index, value, error)
     finally:
-        if waiting:  # whoever stops early does not wait for the rest
+        if running:  # whoever stops early does not wait for the rest
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+    return lost
 
 
 def _start_worker(parent: int, workers: int) -> None:

@@ -85,6 +85,8 @@ def convert_bag(task: BagTask) -> dict[str, Any]:
         with Bag(task.bag) as bag:
             result = _Conversion(task, bag, partial).run()
         write_json(partial / RESULT_FILE, result)
+        if task.folder.exists():  # from a process that was killed before it could say so
+            shutil.rmtree(task.folder)
         os.rename(partial, task.folder)
     except OSError as error:
         raise DatasetError(f'{partial} can not be written: {error}') from error

@@ -220,6 +220,50 @@ def test_a_partial_episode_without_a_message_is_removed(store):
     assert 'not one message' in recovery.note
 
 
+def partial_episode(store, chunks=6):
+    """What a recorder that was killed leaves: its folder, its file, and where each chunk of 100 messages begins."""
+    episode = store.begin(HEADER)
+    episode.bag.add_topic(TOPIC, 'std_msgs/msg/Float64')
+    for i in range(100 * chunks):
+        episode.bag.write(TOPIC, i.to_bytes(20, 'little'), START_NS + i)
+        if i % 100 == 99:
+            episode.bag.flush()
+    episode._release()
+    return episode.bag.path, [block.chunk.chunk_start_offset for block in scan_mcap(episode.bag.path).blocks]
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('damage', ['first chunk', 'magic', 'length'])
+def test_a_damaged_episode_of_which_nothing_can_be_read_is_kept_and_named(store, damage):
+    path, chunks = partial_episode(store)
+    flip(path, {'first chunk': chunks[0] + 500, 'magic': 0, 'length': chunks[0] + 8}[damage])
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    for _ in range(2):
+        (recovery,) = recover(store.folder)
+        assert recovery.path is None
+        assert 'not one message is intact, episode_000000_0.mcap is damaged at byte' in recovery.note
+        assert 'kept as it is' in recovery.note
+        assert recovery.lost_bytes > 5 * (chunks[1] - chunks[0])
+        assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_what_follows_damage_is_kept_beside_what_was_saved(store):
+    path, chunks = partial_episode(store)
+    flip(path, chunks[2] + 500)
+    content = path.read_bytes()
+    (recovery,) = recover(store.folder)
+    assert read_numbers(recovery.path) == list(range(200))
+    assert f'damaged at byte {chunks[2]} (CRCValidationError crc' in recovery.note
+    assert 'what follows is kept in episode_000000_0.mcap.rest' in recovery.note
+    assert (recovery.path / 'episode_000000_0.mcap.rest').read_bytes() == content[chunks[2] :]
+    assert recover(store.folder) == []
+
+
 def test_the_verb_prints_what_was_lost_and_then_that_nothing_is_left(store, capsys, monkeypatch):
     killed_child(store.folder, 500)
     monkeypatch.setenv('COLUMNS', '200')

@@ -26,12 +26,13 @@ from decoupled_policy_ros.data.bags.episodes import (
 )
 from decoupled_policy_ros.data.bags.format import MAGIC
 from decoupled_policy_ros.data.bags.repair import Repair, repair_bag
-from decoupled_policy_ros.data.bags.salvage import scan_mcap
+from decoupled_policy_ros.data.bags.salvage import Scan, scan_mcap
 from decoupled_policy_ros.data.bags.writer import LIBRARY
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.files import write_json
 
 RECOVERED_SUFFIX = '_recovered'
+REST_SUFFIX = '.rest'
 
 
 @dataclass(frozen=True)
@@ -134,20 +135,41 @@ def _finish_episode(partial: Path) -> Recovery:
     topics: dict[str, Any] = progress.get('topics', {})
     received = {name: int(topic['received']) for name, topic in topics.items()}
     bag = next(iter(sorted(partial.glob('*.mcap'))), None)
-    if bag is None or not scan_mcap(bag).blocks:
-        lost_bytes = bag.stat().st_size if bag else 0
+    scan = scan_mcap(bag) if bag is not None else Scan(0)
+    if bag is None or not (scan.blocks or scan.lost_bytes):
         shutil.rmtree(partial)
-        return Recovery(partial, None, 'not one message was written: removed', {}, received, lost_bytes)
+        return Recovery(partial, None, 'not one message was written: removed', {}, received)
+    if not scan.blocks:
+        note = f'not one message is intact, {_damage(bag, scan)}: kept as it is'
+        return Recovery(partial, None, note, {}, received, scan.lost_bytes)
+    note = ''
+    if scan.damage:
+        rest = _keep_rest(bag, scan)
+        note = f'{_damage(bag, scan)}: what follows is kept in {rest.name}'
     (partial / RESERVE_FILE).unlink(missing_ok=True)
-    bytes_found = bag.stat().st_size
     repair = repair_bag([bag], {'recorder': LIBRARY, 'recovered_from': partial.name})
-    done = Recovery(partial, _final_path(partial), '', repair.messages, received, repair.lost_bytes)
+    done = Recovery(partial, _final_path(partial), note, repair.messages, received, repair.lost_bytes)
     header = read_episode(partial)
     if header is not None:
         header |= {'instruction': progress.get('instruction', header.get('instruction', '')), 'success': None}
-        write_json(partial / EPISODE_FILE, _recovered_header(header, topics, repair, done, bytes_found))
+        write_json(partial / EPISODE_FILE, _recovered_header(header, topics, repair, done, scan.size))
     publish(partial, _final_path(partial).name)
     return done
+
+
+def _damage(bag: Path, scan: Scan) -> str:
+    return f'{bag.name} is damaged at byte {scan.kept_end} ({scan.damage or "it ends there"})'
+
+
+def _keep_rest(bag: Path, scan: Scan) -> Path:
+    """Copy what the repair is going to cut off: after damage, unlike after a torn end, there may be whole chunks."""
+    rest = bag.with_name(f'{bag.name}{REST_SUFFIX}')
+    with bag.open('rb') as file, rest.open('wb') as copy:
+        file.seek(scan.kept_end)
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        os.fsync(copy.fileno())
+    return rest
 
 
 def _recovered_header(
@@ -215,9 +237,11 @@ def _recover_bag(folder: Path) -> Recovery | None:
     try:
         for path in files:
             shutil.copyfile(path, hidden / path.name)
-        copies = [hidden / path.name for path in files if scan_mcap(path).blocks]
+        scans = {path: scan_mcap(path) for path in files}
+        copies = [hidden / path.name for path, scan in scans.items() if scan.blocks]
         if not copies:
-            return Recovery(folder, None, 'not one message is intact', lost_bytes=needed)
+            damage = '; '.join(_damage(path, scan) for path, scan in scans.items())
+            return Recovery(folder, None, f'not one message is intact: {damage}', lost_bytes=needed)
         repair = repair_bag(copies, {'recorder': LIBRARY, 'recovered_from': folder.name})
         lost_bytes = repair.lost_bytes
         for path in set(files) - {folder / copy.name for copy in copies}:

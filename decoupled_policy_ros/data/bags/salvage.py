@@ -5,7 +5,7 @@
 
 A torn chunk keeps its intact messages where it is not compressed. Nothing is moved, so that this takes no second
 copy of many gigabytes, and may be killed and repeated at any point. Checksums of all chunks are verified; at the
-first damaged record the file is cut.
+first damaged record the file is cut. `recovery` keeps a copy of what may be left behind it.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Scan:
     channels: dict[int, Channel] = field(default_factory=dict)
     kept_end: int = 0  # of the last intact record
     data_is_complete: bool = False  # the writer had come to the end of its messages
+    damage: str = ''  # what is wrong after kept_end, where the file does not just end there
 
     @property
     def lost_bytes(self) -> int:
@@ -114,6 +115,7 @@ def scan_mcap(path: str | Path) -> Scan:
 def _scan(file: BinaryIO) -> Scan:
     found = Scan(size=os.fstat(file.fileno()).st_size)
     if file.read(len(MAGIC)) != MAGIC:
+        found.damage = 'it does not begin as an MCAP file does'
         return found
     found.kept_end = len(MAGIC)
     try:
@@ -130,19 +132,23 @@ def _scan(file: BinaryIO) -> Scan:
             found.kept_end += RECORD_HEAD.size + len(body)
             if found.blocks:
                 found.blocks[-1].end = found.kept_end
-    except (ValueError, KeyError, IndexError, EOFError, struct.error, RuntimeError):
-        pass  # damaged: everything from here on is cut
+    except (ValueError, KeyError, IndexError, EOFError, struct.error, RuntimeError) as error:
+        found.damage = f'{type(error).__name__} {error}'.strip()
     return found
 
 
 def _read_record(file: BinaryIO) -> tuple[int, bytes, bool] | None:
-    """Opcode and body of the next record, and whether the body is all there; None at the end."""
+    """Opcode and body of the next record, and whether the body is all there; None at the end.
+
+    Raises:
+        ValueError: no record is that long.
+    """
     head = file.read(RECORD_HEAD.size)
     if len(head) < RECORD_HEAD.size:
         return None
     opcode, length = RECORD_HEAD.unpack(head)
     if length > _MAX_RECORD_BYTES:
-        return None
+        raise ValueError(f'a record of {length} bytes')
     body = file.read(length)
     return opcode, body, len(body) == length
 

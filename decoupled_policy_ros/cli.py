@@ -221,6 +221,8 @@ def recover(folder: Annotated[Path, tyro.conf.Positional]) -> None:
     for recovery in recoveries:
         outcome = '; '.join(str(part) for part in (recovery.path, recovery.note) if part)
         console.print(f'{recovery.source}: {outcome}', soft_wrap=True, highlight=False)
+    if any(recovery.failed for recovery in recoveries):
+        sys.exit(1)
 
 
 @app.command

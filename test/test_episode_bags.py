@@ -17,7 +17,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from decoupled_policy_ros.data.bags import writer as bag_writer
-from decoupled_policy_ros.data.bags.format import OfferedQos
+from decoupled_policy_ros.data.bags.format import MAGIC, OFFERED_QOS, OfferedQos, bag_information, qos_text
 from decoupled_policy_ros.data.bags.message_definitions import message_definition
 from decoupled_policy_ros.data.bags.repair import repair_bag
 from decoupled_policy_ros.data.bags.salvage import scan_mcap
@@ -281,6 +281,24 @@ def test_a_damaged_byte_costs_what_follows_and_nothing_before(tmp_path, numbered
     assert repaired(tmp_path, damaged) == whole[:before]
 
 
+@pytest.mark.parametrize('compression', ['none', 'zstd', 'lz4', 'no chunks'])
+def test_damage_anywhere_ends_what_is_kept_and_nothing_else(compression, tmp_path, numbered_bag):
+    path, whole = numbered_bag
+    entries = [(topic, stamp - START_NS, data, 0) for topic, stamp, data in whole[:40]]
+    if compression == 'no chunks':
+        path = write_without_chunks(tmp_path / 'plain.mcap')
+    else:
+        path = write_bag(tmp_path / 'other', entries, compression)
+    content, scan = path.read_bytes(), scan_mcap(path)
+    for position in range(len(MAGIC), scan.kept_end, 29):
+        for damage in (b'\xff' * 8, bytes(8)):
+            path.write_bytes(content[:position] + damage + content[position + 8 :])
+            found = scan_mcap(path)
+            bag_information(found.topics(), [], {})  # what is damaged is not in metadata.yaml either
+            intact = [block.counts for block in scan.blocks if block.end <= position]
+            assert [block.counts for block in found.blocks[: len(intact)]] == intact
+
+
 def test_repairing_twice_or_a_whole_file_changes_nothing(tmp_path, numbered_bag):
     path, whole = numbered_bag
     for content in (path.read_bytes(), path.read_bytes()[:20_000]):
@@ -296,17 +314,20 @@ def test_a_file_without_one_message_is_left_as_it_is(tmp_path, content):
     assert (tmp_path / 'cut' / 'cut_0.mcap').read_bytes() == content
 
 
-def test_a_file_without_chunks_is_repaired_too(tmp_path):
-    """As rosbag2 writes it with the preset `fastwrite`."""
-    path = tmp_path / 'plain.mcap'
+def write_without_chunks(path):
+    """As rosbag2 does with the preset `fastwrite`; nothing in there has a checksum."""
     with open(path, 'wb') as file:
         writer = Writer(file, use_chunking=False, compression=CompressionType.NONE)
         writer.start('ros2', 'another recorder')
         schema = writer.register_schema('std_msgs/msg/Float64', 'ros2msg', b'float64 data\n')
-        channel = writer.register_channel('/x', 'cdr', schema, {'offered_qos_profiles': ''})
+        channel = writer.register_channel('/x', 'cdr', schema, {OFFERED_QOS: qos_text([OfferedQos()])})
         for i in range(50):
             writer.add_message(channel, START_NS + i, i.to_bytes(12, 'little'), START_NS + i)
-    content = path.read_bytes()
+    return path
+
+
+def test_a_file_without_chunks_is_repaired_too(tmp_path):
+    content = write_without_chunks(tmp_path / 'plain.mcap').read_bytes()
     whole = [('/x', START_NS + i, i.to_bytes(12, 'little')) for i in range(50)]
     assert repaired(tmp_path, content) == whole
     assert repaired(tmp_path, content[:-1]) == whole[:-1]

@@ -18,6 +18,7 @@ from decoupled_policy_ros.cli import main as command
 from decoupled_policy_ros.data.bags.episodes import EpisodeStore, read_episode
 from decoupled_policy_ros.data.bags.format import METADATA_FILE
 from decoupled_policy_ros.data.bags.recovery import recover
+from decoupled_policy_ros.data.bags.repair import repair_bag
 from decoupled_policy_ros.data.bags.salvage import scan_mcap
 from decoupled_policy_ros.data.bags.writer import BagWriter
 from decoupled_policy_ros.data.conversion.plan import _expand
@@ -262,6 +263,27 @@ def test_what_follows_damage_is_kept_beside_what_was_saved(store):
     assert 'what follows is kept in episode_000000_0.mcap.rest' in recovery.note
     assert (recovery.path / 'episode_000000_0.mcap.rest').read_bytes() == content[chunks[2] :]
     assert recover(store.folder) == []
+
+
+def test_one_that_can_not_be_recovered_does_not_keep_the_others_from_it(store, capsys, monkeypatch):
+    for _ in range(3):
+        partial_episode(store)
+
+    def repair(paths, custom):
+        if 'episode_000001' in paths[0].name:
+            raise DatasetError(f'{paths[0]} can not be finished: No space left on device')
+        return repair_bag(paths, custom)
+
+    monkeypatch.setattr('decoupled_policy_ros.data.bags.recovery.repair_bag', repair)
+    monkeypatch.setattr(sys, 'argv', ['decoupled-policy', 'recover', str(store.folder)])
+    with pytest.raises(SystemExit, match='1'):
+        command()
+    assert 'not recovered: ' in (printed := capsys.readouterr().out)
+    assert 'No space left on device' in printed
+    assert names(store.folder) == ['.episode_000001.partial', 'episode_000000', 'episode_000002']
+    monkeypatch.undo()
+    (recovery,) = recover(store.folder)
+    assert read_numbers(recovery.path) == list(range(600))
 
 
 def test_the_verb_prints_what_was_lost_and_then_that_nothing_is_left(store, capsys, monkeypatch):

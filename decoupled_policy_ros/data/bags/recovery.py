@@ -39,8 +39,8 @@ REST_SUFFIX = '.rest'
 class Recovery:
     """What became of one partial episode or truncated bag.
 
-    `path` is None where nothing was made of it, and `note` says why. `received` is what the recorder had noted
-    down by topic when it died; a bag of another recorder has none.
+    `path` is None where nothing was made of it, and `note` says why; `failed` where that can be made good, as a full
+    disk can. `received` is what the recorder had noted down by topic when it died; a bag of another recorder has none.
     """
 
     source: Path
@@ -49,6 +49,7 @@ class Recovery:
     saved: dict[str, int] = field(default_factory=dict)
     received: dict[str, int] = field(default_factory=dict)
     lost_bytes: int = 0
+    failed: bool = False
 
     def lost(self, topic: str) -> int:
         """Messages of a topic that had been received and are not in the bag."""
@@ -64,17 +65,21 @@ def recover(folder: str | Path) -> list[Recovery]:
     """Make an episode of each partial one in `folder` and below, and a bag beside each truncated one.
 
     A finished episode that was cut later is such a bag; what its episode.json says of it goes with what is saved.
-    Nothing that a living recorder is writing is touched. To do it again does nothing.
+    Nothing that a living recorder is writing is touched. To do it again does nothing. One that can't be read or
+    written does not keep the others from being recovered.
 
     Raises:
-        DatasetError: the folder is missing, or what was saved can't be written.
+        DatasetError: the folder is missing.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DatasetError(f'{folder} is no folder')
     done = []
     for kind, path in list(_find(folder)):
-        recovery = _recover_episode(path) if kind == 'episode' else _recover_bag(path)
+        try:
+            recovery = _recover_episode(path) if kind == 'episode' else _recover_bag(path)
+        except (DatasetError, OSError) as error:
+            recovery = Recovery(path, None, f'not recovered: {error}', failed=True)
         if recovery is not None:
             done.append(recovery)
     return done

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import yaml
 from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
 from mcap.records import Channel, Chunk, ChunkIndex, Message, MessageIndex, Schema
 from mcap.stream_reader import get_chunk_data_stream
 
-from decoupled_policy_ros.data.bags.format import MAGIC, TopicCount
+from decoupled_policy_ros.data.bags.format import MAGIC, OFFERED_QOS, TopicCount
 from decoupled_policy_ros.errors import DatasetError
 
 RECORD_HEAD = struct.Struct('<BQ')
@@ -132,7 +133,9 @@ def _scan(file: BinaryIO) -> Scan:
             found.kept_end += RECORD_HEAD.size + len(body)
             if found.blocks:
                 found.blocks[-1].end = found.kept_end
-    except (ValueError, KeyError, IndexError, EOFError, struct.error, RuntimeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever damaged bytes make mcap and the decompressors stumble over
         found.damage = f'{type(error).__name__} {error}'.strip()
     return found
 
@@ -187,7 +190,9 @@ def _register(found: Scan, opcode: int, stream: ReadDataStream) -> None:
         found.schemas.setdefault(schema.id, schema)
     else:
         channel = Channel.read(stream)
-        found.channels.setdefault(channel.id, channel)
+        if channel.id not in found.channels:
+            yaml.safe_load(channel.metadata.get(OFFERED_QOS, ''))  # metadata.yaml is going to repeat it
+            found.channels[channel.id] = channel
 
 
 def _keep_chunk(found: Scan, chunk: Chunk, data: bytes, body_length: int) -> int:

@@ -1,4 +1,4 @@
-"""Files and folders that have their name only when they are complete."""
+"""Files and folders that have their name only when they are complete and on the disk, whatever becomes of the power."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,41 @@ def write_whole(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.part')
     partial.write_bytes(content)
-    os.replace(partial, path)
+    replace_whole(partial, path)
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Write `value` as JSON in the same way."""
     write_whole(path, (json.dumps(value, indent=indent) + '\n').encode())
+
+
+def replace_whole(partial: Path, path: Path) -> None:
+    """Give a complete file its name, replacing what was there, once it is on the disk: a power cut takes neither."""
+    _sync(partial)
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where its file system can."""
+    with suppress(OSError):
+        _sync(folder)
+
+
+def sync_tree(folder: Path) -> None:
+    """Have all that is below a folder on the disk, before the folder gets its final name."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(root, name))
+        sync_folder(Path(root))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -41,10 +70,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o777 & ~_umask())
+        sync_tree(partial)
         try:
             os.rename(partial, path)
         except OSError as error:
             raise ConfigError(f'{path} came to exist meanwhile: {error.strerror}') from error
+        sync_folder(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -17,6 +17,7 @@ from rosbags.rosbag2 import Reader
 from decoupled_policy_ros.cli import main as command
 from decoupled_policy_ros.data.bags.episodes import EpisodeStore, read_episode
 from decoupled_policy_ros.data.bags.format import METADATA_FILE
+from decoupled_policy_ros.data.bags.reader import bag_summary
 from decoupled_policy_ros.data.bags.recovery import recover
 from decoupled_policy_ros.data.bags.repair import repair_bag
 from decoupled_policy_ros.data.bags.salvage import scan_mcap
@@ -284,6 +285,35 @@ def test_one_that_can_not_be_recovered_does_not_keep_the_others_from_it(store, c
     monkeypatch.undo()
     (recovery,) = recover(store.folder)
     assert read_numbers(recovery.path) == list(range(600))
+
+
+@pytest.mark.parametrize('content', [b'', bytes(500), b'rosbag2_bagfile_information:\n  version: 9\n'])
+def test_metadata_that_says_nothing_is_written_anew(store, content):
+    """As a power cut leaves it."""
+    episode = store.begin(HEADER)
+    write_messages(episode, 50)
+    path = episode.finish()
+    whole, mcap = (path / METADATA_FILE).read_bytes(), next(path.glob('*.mcap')).read_bytes()
+    (path / METADATA_FILE).write_bytes(content)
+    with pytest.raises(DatasetError, match=r'metadata.yaml is damaged: .*`decoupled-policy recover` writes'):
+        bag_summary(path)
+    (recovery,) = recover(store.folder)
+    assert (recovery.path, recovery.saved) == (path, {TOPIC: 50})
+    assert 'written anew' in recovery.note
+    assert (path / METADATA_FILE).read_bytes() == whole
+    assert (path / 'metadata.yaml.damaged').read_bytes() == content
+    assert next(path.glob('*.mcap')).read_bytes() == mcap
+    assert recover(store.folder) == []
+
+
+def test_an_episode_file_that_a_power_cut_emptied_does_not_cost_the_episode(store):
+    path, _ = partial_episode(store)
+    (path.parent / 'episode.json').write_bytes(b'')
+    (recovery,) = recover(store.folder)
+    assert read_numbers(recovery.path) == list(range(600))
+    assert 'episode.json is damaged' in recovery.note
+    assert read_episode(recovery.path) is None
+    assert (recovery.path / 'episode.json.damaged').exists()
 
 
 def test_the_verb_prints_what_was_lost_and_then_that_nothing_is_left(store, capsys, monkeypatch):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from decoupled_policy_ros.errors import TrainingError
+from decoupled_policy_ros.files import replace_whole
 from decoupled_policy_ros.policy.device import multiplies_bfloat16
 from decoupled_policy_ros.training.config import Optimisation
 from decoupled_policy_ros.training.processes import accelerator_for, finish_trackers, start_trackers
@@ -221,7 +221,7 @@ class Trainer:
             save_file(tensors, partial, metadata)
         except SafetensorError as error:  # its writer's name for a full disk
             raise TrainingError(f"{partial} can't be written: {error}") from error
-        os.replace(partial, self.folder / CHECKPOINT)
+        replace_whole(partial, self.folder / CHECKPOINT)
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT

@@ -27,7 +27,7 @@ from typing import Any
 from decoupled_policy_ros.data.bags.repair import repair_bag
 from decoupled_policy_ros.data.bags.writer import BagWriter
 from decoupled_policy_ros.errors import DatasetError
-from decoupled_policy_ros.files import write_json
+from decoupled_policy_ros.files import sync_folder, write_json
 
 EPISODE_FILE = 'episode.json'
 PROGRESS_FILE = 'progress.json'
@@ -200,10 +200,7 @@ def publish(partial: Path, name: str) -> Path:
         (partial / leftover).unlink(missing_ok=True)
     final = partial.with_name(name)
     os.rename(partial, final)
-    with contextlib.suppress(OSError):  # a file system that can't sync folders
-        descriptor = os.open(final.parent, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    sync_folder(final.parent)
     return final
 
 

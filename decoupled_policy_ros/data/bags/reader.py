@@ -83,7 +83,9 @@ def bag_summary(path: Path) -> BagSummary:
         }
         return BagSummary(information['duration']['nanoseconds'] * 1e-9, counts)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f'{path / METADATA_FILE} is damaged: {error!r}') from error
+        raise DatasetError(
+            f'{path / METADATA_FILE} is damaged: {error!r}; `decoupled-policy recover` writes that of MCAP files anew'
+        ) from error
 
 
 def is_bag(path: Path) -> bool:

@@ -24,15 +24,16 @@ from decoupled_policy_ros.data.bags.episodes import (
     read_episode,
     try_lock,
 )
-from decoupled_policy_ros.data.bags.format import MAGIC
-from decoupled_policy_ros.data.bags.repair import Repair, repair_bag
+from decoupled_policy_ros.data.bags.format import MAGIC, METADATA_FILE
+from decoupled_policy_ros.data.bags.reader import bag_summary
+from decoupled_policy_ros.data.bags.repair import Repair, rebuild_metadata, repair_bag
 from decoupled_policy_ros.data.bags.salvage import Scan, scan_mcap
 from decoupled_policy_ros.data.bags.writer import LIBRARY
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.files import write_json
 
 RECOVERED_SUFFIX = '_recovered'
-REST_SUFFIX = '.rest'
+REST_SUFFIX, DAMAGED_SUFFIX = '.rest', '.damaged'
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Recovery:
 def recover(folder: str | Path) -> list[Recovery]:
     """Make an episode of each partial one in `folder` and below, and a bag beside each truncated one.
 
-    A finished episode that was cut later is such a bag; what its episode.json says of it goes with what is saved.
+    A finished episode that was cut later is such a bag; what its episode.json says of it goes with what is saved. A
+    metadata.yaml that says nothing, as after a power cut, is written anew from what is in the files.
     Nothing that a living recorder is writing is touched. To do it again does nothing. One that can't be read or
     written does not keep the others from being recovered.
 
@@ -147,15 +149,16 @@ def _finish_episode(partial: Path) -> Recovery:
     if not scan.blocks:
         note = f'not one message is intact, {_damage(bag, scan)}: kept as it is'
         return Recovery(partial, None, note, {}, received, scan.lost_bytes)
-    note = ''
+    header, note = _header_of_bag(partial)
+    if note:  # with such a file nobody would read the episode
+        os.rename(partial / EPISODE_FILE, partial / f'{EPISODE_FILE}{DAMAGED_SUFFIX}')
     if scan.damage:
         rest = _keep_rest(bag, scan)
-        note = f'{_damage(bag, scan)}: what follows is kept in {rest.name}'
+        note = '; '.join(filter(None, (note, f'{_damage(bag, scan)}: what follows is kept in {rest.name}')))
     (partial / RESERVE_FILE).unlink(missing_ok=True)
     repair = repair_bag([bag], {'recorder': LIBRARY, 'recovered_from': partial.name})
     done = Recovery(partial, _final_path(partial), note, repair.messages, received, repair.lost_bytes)
-    header = read_episode(partial)
-    if header is not None:
+    if header:
         header |= {'instruction': progress.get('instruction', header.get('instruction', '')), 'success': None}
         write_json(partial / EPISODE_FILE, _recovered_header(header, topics, repair, done, scan.size))
     publish(partial, _final_path(partial).name)
@@ -224,12 +227,17 @@ def _final_path(partial: Path) -> Path:
 def _recover_bag(folder: Path) -> Recovery | None:
     target = folder.with_name(folder.name + RECOVERED_SUFFIX)
     files = sorted(folder.glob('*.mcap'), key=_file_number)
-    if target.exists() or all(map(_has_end, files)):
+    whole = all(map(_has_end, files))
+    if target.exists() or (whole and not _has_damaged_metadata(folder)):
         return (
             None  # done before, or nothing to do: `ros2 bag reindex` writes a metadata.yaml that is missing
         )
     if any(_is_being_written(path) for path in files):
         return Recovery(folder, None, 'a recorder is writing it: left alone')
+    if whole:
+        scans = {path: scan_mcap(path) for path in files}
+        if not any(scan.lost_bytes for scan in scans.values()):
+            return _rebuild_metadata(folder, scans)
     needed = sum(path.stat().st_size for path in files)
     free = shutil.disk_usage(folder).free
     if free < needed + 2**20:
@@ -270,6 +278,25 @@ def _header_of_bag(folder: Path) -> tuple[dict[str, Any], str]:
         return read_episode(folder) or {}, ''
     except DatasetError as error:
         return {}, f'left out: {error}'
+
+
+def _has_damaged_metadata(folder: Path) -> bool:
+    """Whether there is a metadata.yaml that says nothing, as after a power cut."""
+    if not (folder / METADATA_FILE).is_file():
+        return False
+    try:
+        bag_summary(folder)
+    except DatasetError:
+        return True
+    return False
+
+
+def _rebuild_metadata(folder: Path, scans: Mapping[Path, Scan]) -> Recovery:
+    damaged = folder / f'{METADATA_FILE}{DAMAGED_SUFFIX}'
+    shutil.copyfile(folder / METADATA_FILE, damaged)
+    saved = rebuild_metadata(scans)
+    note = f'{METADATA_FILE} was damaged and is written anew; what it was is kept in {damaged.name}'
+    return Recovery(folder, folder, note, saved)
 
 
 def _has_end(path: Path) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mcap.data_stream import RecordBuilder
 from mcap.opcode import Opcode
 from mcap.records import DataEnd, Footer, MessageIndex, Metadata, MetadataIndex, Statistics, SummaryOffset
@@ -26,6 +27,8 @@ from decoupled_policy_ros.data.bags.format import (
 from decoupled_policy_ros.data.bags.salvage import RECORD_HEAD, Scan, scan_mcap
 from decoupled_policy_ros.errors import DatasetError
 
+#: Of metadata.yaml, what can't be told from the messages.
+_COPIED = ('compression_format', 'compression_mode', 'custom_data', 'ros_distro')
 _NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
@@ -57,38 +60,60 @@ def repair_bag(paths: Sequence[Path], custom: Mapping[str, str]) -> Repair:
     Raises:
         DatasetError: a file has no intact message (it is left as it is), or the disk is full or gone.
     """
-    topics: dict[str, TopicCount] = {}
-    files, lost_bytes = [], 0
-    for path in paths:
-        scan = _repair_file(path, custom)
-        start_ns, end_ns = scan.span_ns
-        files.append(FileSpan(path.name, start_ns, end_ns, sum(scan.counts.values())))
-        lost_bytes += scan.lost_bytes
-        for topic in scan.topics():
-            topic.messages += topics[topic.name].messages if topic.name in topics else 0
-            topics[topic.name] = topic
-    information = bag_information(topics.values(), files, custom)
+    scans = {path: _repair_file(path, custom) for path in paths}
     try:
-        write_metadata(paths[0].parent, information)
+        write_metadata(paths[0].parent, _information(scans, custom))
     except OSError as error:
         raise DatasetError(f'{paths[0].parent} can not be finished: {error.strerror or error}') from error
+    topics = _topics(scans.values())
     return Repair(
-        {topic.name: topic.messages for topic in topics.values()},
-        {topic.name: topic.type_name for topic in topics.values()},
-        min(file.start_ns for file in files),
-        max(file.end_ns for file in files),
-        lost_bytes,
+        {topic.name: topic.messages for topic in topics},
+        {topic.name: topic.type_name for topic in topics},
+        min(scan.span_ns[0] for scan in scans.values()),
+        max(scan.span_ns[1] for scan in scans.values()),
+        sum(scan.lost_bytes for scan in scans.values()),
     )
+
+
+def rebuild_metadata(scans: Mapping[Path, Scan]) -> dict[str, int]:
+    """Write metadata.yaml of a bag whose MCAP files are whole, by what is in them; returns messages by topic.
+
+    What only metadata.yaml says is taken from the copy of it that the last file has.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    path, last = list(scans.items())[-1]
+    try:
+        copy = yaml.safe_load(last.metadata)
+    except yaml.YAMLError:
+        copy = None
+    copied = {key: copy[key] for key in _COPIED if key in copy} if isinstance(copy, dict) else {}
+    write_metadata(path.parent, _information(scans, {}) | copied)
+    return {topic.name: topic.messages for topic in _topics(scans.values())}
+
+
+def _information(scans: Mapping[Path, Scan], custom: Mapping[str, str]) -> dict[str, Any]:
+    """Content of metadata.yaml by what is in the files."""
+    files = [FileSpan(path.name, *scan.span_ns, sum(scan.counts.values())) for path, scan in scans.items()]
+    return bag_information(_topics(scans.values()), files, custom)
+
+
+def _topics(scans: Iterable[Scan]) -> list[TopicCount]:
+    """Topics of a bag's files, each once."""
+    topics: dict[str, TopicCount] = {}
+    for topic in (topic for scan in scans for topic in scan.topics()):
+        topic.messages += topics[topic.name].messages if topic.name in topics else 0
+        topics[topic.name] = topic
+    return list(topics.values())
 
 
 def _repair_file(path: Path, custom: Mapping[str, str]) -> Scan:
     """Finish one file; returns what it holds now."""
     scan = scan_mcap(path)
     while scan.blocks:
-        start_ns, end_ns = scan.span_ns
-        span = FileSpan(path.name, start_ns, end_ns, sum(scan.counts.values()))
         try:
-            _write_end(path, scan, bag_information(scan.topics(), [span], custom))
+            _write_end(path, scan, _information({path: scan}, custom))
             return scan
         except OSError as error:
             if error.errno not in _NO_SPACE or len(scan.blocks) == 1:

@@ -22,10 +22,10 @@ from typing import BinaryIO
 import yaml
 from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
-from mcap.records import Channel, Chunk, ChunkIndex, Message, MessageIndex, Schema
+from mcap.records import Channel, Chunk, ChunkIndex, Message, MessageIndex, Metadata, Schema
 from mcap.stream_reader import get_chunk_data_stream
 
-from decoupled_policy_ros.data.bags.format import MAGIC, OFFERED_QOS, TopicCount
+from decoupled_policy_ros.data.bags.format import MAGIC, METADATA_RECORD, OFFERED_QOS, TopicCount
 from decoupled_policy_ros.errors import DatasetError
 
 RECORD_HEAD = struct.Struct('<BQ')
@@ -60,6 +60,7 @@ class Scan:
     channels: dict[int, Channel] = field(default_factory=dict)
     kept_end: int = 0  # of the last intact record
     data_is_complete: bool = False  # the writer had come to the end of its messages
+    metadata: str = ''  # the copy of metadata.yaml that the file has
     damage: str = ''  # what is wrong after kept_end, where the file does not just end there
 
     @property
@@ -180,7 +181,11 @@ def _keep(found: Scan, opcode: int, body: bytes) -> None:
         found.blocks.append(Block(0, counts, message.log_time, message.log_time))
     elif opcode in (Opcode.SCHEMA, Opcode.CHANNEL):
         _register(found, opcode, stream)
-    elif opcode not in (Opcode.HEADER, Opcode.METADATA, Opcode.ATTACHMENT):
+    elif opcode == Opcode.METADATA:
+        record = Metadata.read(stream)
+        if record.name == METADATA_RECORD:
+            found.metadata = record.metadata.get('serialized_metadata', '')
+    elif opcode not in (Opcode.HEADER, Opcode.ATTACHMENT):
         raise ValueError(f'record {opcode} among the messages')
 
 

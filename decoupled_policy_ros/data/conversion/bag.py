@@ -6,6 +6,7 @@ of seconds (but for some 200 bytes of joints and actions a frame).
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -241,7 +242,10 @@ class _Conversion:
             self.reported = now
             done_s = (log_ns - self.bag.start_ns) * 1e-9
             frames = sum(piece['frames'] for piece in self.pieces) + len(self.piece.frames)
-            write_json(self.folder / PROGRESS_FILE, {'bag_s': done_s, 'frames': frames}, indent=None)
+            progress = json.dumps({'bag_s': done_s, 'frames': frames})
+            (self.folder / PROGRESS_FILE).write_text(
+                progress
+            )  # not by write_json: it need not reach the disk
 
 
 @dataclass(frozen=True, eq=False)

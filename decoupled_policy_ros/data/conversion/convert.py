@@ -40,7 +40,7 @@ from decoupled_policy_ros.data.datasets.episode import EncodedEpisode
 from decoupled_policy_ros.data.datasets.writer import DatasetWriter
 from decoupled_policy_ros.data.parallel import run_tasks
 from decoupled_policy_ros.errors import ConfigError, DatasetError
-from decoupled_policy_ros.files import write_json
+from decoupled_policy_ros.files import sync_folder, write_json
 
 _SETTINGS_FILE = 'settings.json'
 #: As text, because a failure comes from another process.
@@ -261,6 +261,7 @@ class _Work:
             if self.out.exists():
                 raise DatasetError(f'{self.out} came into being meanwhile; the dataset is left at {dataset}')
             os.rename(dataset, self.out)
+            sync_folder(self.out.resolve().parent)
         except OSError as error:
             shutil.rmtree(dataset, ignore_errors=True)
             raise DatasetError(
@@ -296,7 +297,7 @@ class _Bar:
         for path in self._work.folder.glob(f'bags/*.part-*/{PROGRESS_FILE}'):
             try:
                 done = json.loads(path.read_text())
-            except (OSError, ValueError):  # gone by now
+            except (OSError, ValueError):  # gone by now, or being written
                 continue
             bag_s, frames = bag_s + done['bag_s'], frames + done['frames']
         rate = (bag_s - self._finished_s) / max(time.monotonic() - self._begun, 1e-9)

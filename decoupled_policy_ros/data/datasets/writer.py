@@ -21,7 +21,7 @@ from decoupled_policy_ros.data.datasets.metadata import EpisodeTable
 from decoupled_policy_ros.data.datasets.spec import DatasetSpec
 from decoupled_policy_ros.data.datasets.statistics import to_lists, vector_statistics
 from decoupled_policy_ros.errors import DatasetError
-from decoupled_policy_ros.files import write_json
+from decoupled_policy_ros.files import sync_folder, sync_tree, write_json
 
 if TYPE_CHECKING:
     from decoupled_policy_ros.data.datasets.videos import JoinedVideos
@@ -187,7 +187,9 @@ class DatasetWriter:
                 f'{self.root} came into being meanwhile; this dataset is left at {self._partial}'
             )
         with self._all_or_nothing():
+            sync_tree(self._partial)
             os.rename(self._partial, self.root)
+        sync_folder(self.root.parent)
         return self.root
 
     def abort(self) -> None:

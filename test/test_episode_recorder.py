@@ -30,6 +30,7 @@ from decoupled_policy_ros.data.bags.recovery import recover
 from decoupled_policy_ros.data.bags.stamp_watch import header_stamp_ns
 from decoupled_policy_ros.errors import DecoupledPolicyError
 from decoupled_policy_ros.nodes.common import COMMAND, LATCHED, SENSOR, time_message
+from decoupled_policy_ros.nodes.episode_clock import EpisodeClock
 from decoupled_policy_ros.nodes.episode_intake import Budget, RawIntake
 from decoupled_policy_ros.nodes.episode_recorder_node import EpisodeRecorderNode
 from decoupled_policy_ros.nodes.episode_settings import EpisodeSettings
@@ -288,7 +289,7 @@ def test_memory_is_bounded_and_what_finds_no_room_is_counted(rclpy_context):
     try:
         publisher = node.create_publisher(String, 'words', QoSProfile(depth=100))
         budget = Budget(1000)
-        intake = RawIntake(node, String, 'words', 100, budget, lambda: 1)
+        intake = RawIntake(node, String, 'words', 100, budget, EpisodeClock())
         deadline = time.monotonic() + 60
         while not publisher.get_subscription_count() and time.monotonic() < deadline:
             intake.adapt()  # becomes what the publisher offers once that is known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 
+from decoupled_policy_ros.nodes.episode_clock import EpisodeClock
 from decoupled_policy_ros.nodes.recorder_intake import Intake
 
 POLL_S = 0.01
@@ -46,7 +48,7 @@ class Budget:
 class RawMessage(NamedTuple):
     """A message as it came from the wire."""
 
-    log_ns: int  # node clock at reception
+    log_ns: int  # clock of the episode at reception
     data: bytes
     publish_ns: int
     sequence: int  # the publisher's own count; 0 unknown
@@ -76,18 +78,16 @@ class RawIntake(Intake):
     Args:
         node, kind, topic, depth: as `Intake`.
         budget: what this and other intakes may hold.
-        now_ns: system clock, for middleware that does not say when a message was received.
+        clock: of the episode.
     """
 
     LATCHED_MESSAGES = 100
 
-    def __init__(
-        self, node: Node, kind: type, topic: str, depth: int, budget: Budget, now_ns: Callable[[], int]
-    ):
+    def __init__(self, node: Node, kind: type, topic: str, depth: int, budget: Budget, clock: EpisodeClock):
         self.received = self.missing = self.overflowed = 0  # since `begin`
         self.heard = 0  # ever
-        self.heard_ns = 0  # system clock
-        self._budget, self._now_ns = budget, now_ns
+        self.heard_at = 0.0  # monotonic clock (s)
+        self._budget, self._clock = budget, clock
         self._recording = False
         self._begin_ns = self._last_sequence = self._lost_before = 0
         self._log_ns: Callable[[], int] | None = None
@@ -103,9 +103,9 @@ class RawIntake(Intake):
         return self.lost - self._lost_before
 
     def begin(self, begin_ns: int, log_ns: Callable[[], int] | None) -> None:
-        """Take messages that were received from `begin_ns` (system clock) on, and the latched ones from before.
+        """Take messages that were received from `begin_ns` (clock of the episode) on, and the latched ones from before.
 
-        `log_ns` gives the log time of a message; None: the system time at which the middleware received it.
+        `log_ns` gives the log time of a message; None: the time at which the middleware received it.
         """
         with self._polling:
             self._begin(begin_ns, log_ns)
@@ -178,9 +178,9 @@ class RawIntake(Intake):
         return subscription
 
     def _on_raw(self, data: bytes, info: dict[str, Any]) -> None:
-        received_ns = info['received_timestamp'] or self._now_ns()
+        received_ns = self._clock.reception_ns(info['received_timestamp'])
         self.heard += 1
-        self.heard_ns = received_ns
+        self.heard_at = time.monotonic()
         if not self._recording and not self.profile.latched:
             return
         log_ns = received_ns if self._log_ns is None else self._log_ns()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from decoupled_policy_ros.nodes.common import (
     read_robot,
     spin_main,
 )
+from decoupled_policy_ros.nodes.episode_clock import EpisodeClock
 from decoupled_policy_ros.nodes.episode_intake import POLL_S, POLL_SIM_TIME_S, Budget, Poller
 from decoupled_policy_ros.nodes.episode_settings import EpisodeSettings, episode_header
 
@@ -59,17 +61,19 @@ class EpisodeRecorderNode(Node):
         self.robot = read_robot(self, settings.robot, settings.robot_description_timeout_s)
         self._header = episode_header(self.robot, settings)
         store = EpisodeStore(Path(settings.output_dir), settings.compression)
-        self._system = Clock(clock_type=ClockType.SYSTEM_TIME)  # what the middleware stamps receptions with
+        self._episode_clock = EpisodeClock()
         self._budget = Budget(int(settings.max_memory_mb * _MIB))
         sim_time = self.get_parameter('use_sim_time').value
         self._poller = Poller(POLL_SIM_TIME_S if sim_time else POLL_S)
         self.topics = [
-            RecordedTopic(self, plan, self._budget, self._poller, self._system_ns)
+            RecordedTopic(self, plan, self._budget, self._poller, self._episode_clock)
             for plan in plan_topics(self.robot, settings.extra_topics, self.resolve_topic_name)
         ]
         self._command_topic = self.resolve_topic_name(self.robot.topics['target_pose'])
         self.worker = EpisodeWorker(store, settings.min_free_mb, self._now_ns, self.get_logger().error)
-        self._judge = EpisodeStatus(self.worker, self.topics, self._budget, self._silence).judge
+        self._judge = EpisodeStatus(
+            self.worker, self.topics, self._budget, self._episode_clock, self._silence
+        ).judge
         self._instruct(settings.instruction)
         self._begin_ns = self._started_ns = 0
         self._say_what_is_left(store)
@@ -99,11 +103,10 @@ class EpisodeRecorderNode(Node):
                 f'`decoupled-policy recover {store.folder}` saves them'
             )
 
-    def _system_ns(self) -> int:
-        return int(self._system.now().nanoseconds)
-
     def _now_ns(self) -> int:
-        return int(self.get_clock().now().nanoseconds)
+        """What episodes are timed by: simulated time, or the system's as if nobody set it."""
+        clock = self.get_clock()
+        return int(clock.now().nanoseconds) if clock.ros_time_is_active else self._episode_clock.now_ns()
 
     def _look_for_publishers(self) -> None:
         for topic in self.topics:
@@ -129,7 +132,7 @@ class EpisodeRecorderNode(Node):
 
     def _start(self) -> tuple[bool, str]:
         """Begin an episode; returns whether it is being recorded, and a sentence about it."""
-        self._begin_ns = self._system_ns()
+        self._begin_ns = self._episode_clock.restart()
         self._started_ns = self._now_ns()
         header = {**self._header, 'started_ns': self._started_ns}
         try:
@@ -165,7 +168,7 @@ class EpisodeRecorderNode(Node):
             return topic.problem or f'nobody publishes {topic.name}'
         if not topic.intake.publishers:
             return f'nobody publishes {topic.name} any more'
-        silent_s = (self._system_ns() - topic.intake.heard_ns) / NS_PER_S
+        silent_s = time.monotonic() - topic.intake.heard_at
         if not topic.intake.heard:
             return f'nothing was heard on {topic.name} yet'
         return f'nothing on {topic.name} for {silent_s:.1f} s' if silent_s > self.settings.silence_s else ''

@@ -9,6 +9,8 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
 
+from decoupled_policy_ros.nodes.common import NS_PER_S
+from decoupled_policy_ros.nodes.episode_clock import EpisodeClock
 from decoupled_policy_ros.nodes.episode_intake import Budget
 from decoupled_policy_ros.nodes.episode_topics import RecordedTopic
 from decoupled_policy_ros.nodes.episode_worker import EpisodeWorker
@@ -24,6 +26,7 @@ class EpisodeStatus:
         worker: writes.
         topics: what is recorded.
         budget: memory that messages wait in.
+        clock: of the episode.
         silence: why a topic is not usable now, '' it is.
     """
 
@@ -32,9 +35,11 @@ class EpisodeStatus:
         worker: EpisodeWorker,
         topics: Sequence[RecordedTopic],
         budget: Budget,
+        clock: EpisodeClock,
         silence: Callable[[RecordedTopic], str],
     ):
-        self._worker, self._topics, self._budget, self._silence = worker, topics, budget, silence
+        self._worker, self._topics, self._budget = worker, topics, budget
+        self._clock, self._silence = clock, silence
         self._heard: dict[str, deque[tuple[float, int]]] = {topic.name: deque() for topic in topics}
 
     def judge(self, duration_s: float) -> tuple[bytes, str, dict[str, Any]]:
@@ -95,6 +100,10 @@ class EpisodeStatus:
                 found.append(f'{lost} messages lost on {topic.name}')
             if intake.overflowed:
                 found.append(f'{intake.overflowed} messages of {topic.name} found no room in memory')
+        set_by_s = self._clock.set_by_ns() / NS_PER_S
+        if self._worker.episode and set_by_s:
+            way = 'back' if set_by_s < 0 else 'forward'
+            found.append(f"the system's clock was set {way} by {abs(set_by_s):.3f} s during the episode")
         for name, report in self._worker.topic_reports().items():
             wrong = {key: report.get(key) for key in ('zero_stamps', 'stamps_out_of_order')}
             found += [f'{count} {key.replace("_", " ")} on {name}' for key, count in wrong.items() if count]

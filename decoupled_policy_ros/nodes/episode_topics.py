@@ -12,6 +12,7 @@ from rclpy.qos import QoSProfile
 from decoupled_policy_ros.data.bags.format import OfferedQos
 from decoupled_policy_ros.data.bags.message_definitions import MessageDefinition, message_definition
 from decoupled_policy_ros.errors import DatasetError
+from decoupled_policy_ros.nodes.episode_clock import EpisodeClock
 from decoupled_policy_ros.nodes.episode_intake import Budget, Poller, RawIntake
 from decoupled_policy_ros.nodes.recorder_intake import DEPTH
 from decoupled_policy_ros.robot.description import RobotDescription
@@ -69,14 +70,12 @@ class RecordedTopic:
     `problem` says why it is not recorded, or what is wrong with it; '' nothing.
     """
 
-    def __init__(
-        self, node: Node, plan: TopicPlan, budget: Budget, poller: Poller, now_ns: Callable[[], int]
-    ):
+    def __init__(self, node: Node, plan: TopicPlan, budget: Budget, poller: Poller, clock: EpisodeClock):
         self.plan = plan
         self.problem = ''
         self.intake: RawIntake | None = None
         self.definition: MessageDefinition | None = None
-        self._node, self._budget, self._poller, self._now_ns = node, budget, poller, now_ns
+        self._node, self._budget, self._poller, self._clock = node, budget, poller, clock
         self._refused: set[str] = set()
 
     @property
@@ -127,7 +126,7 @@ class RecordedTopic:
             return False
         self._judge_types(types)
         depth = LARGE_DEPTH if type_name in LARGE_TYPES else DEPTH
-        self.intake = RawIntake(self._node, kind, self.name, depth, self._budget, self._now_ns)
+        self.intake = RawIntake(self._node, kind, self.name, depth, self._budget, self._clock)
         self.intake.adapt()
         self._poller.intakes.append(self.intake)
         return True

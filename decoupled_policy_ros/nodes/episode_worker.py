@@ -30,7 +30,7 @@ class EpisodeWorker:
     Args:
         store: where episodes go.
         min_free_mb: with less space on the disk recording stops.
-        now_ns: node clock.
+        now_ns: what episodes are timed by.
         say: told once when recording stops by itself.
     """
 

@@ -1,0 +1,75 @@
+"""What the episode recorder takes, and the time that it is logged by."""
+
+import pytest
+import rclpy
+from std_msgs.msg import String
+
+from decoupled_policy_ros.nodes.episode_clock import EpisodeClock
+from decoupled_policy_ros.nodes.episode_intake import Budget, RawIntake
+
+START_NS = 1_700_000_000_000_000_000
+MS, S = 1_000_000, 1_000_000_000
+
+
+class Time:
+    """The two clocks of a system whose user can set one of them."""
+
+    def __init__(self):
+        self.monotonic_ns, self.set_ns = 5 * S, START_NS - 5 * S
+        self.clock = EpisodeClock(self.system_ns, lambda: self.monotonic_ns)
+
+    def system_ns(self):
+        return self.monotonic_ns + self.set_ns
+
+    def pass_by(self, duration_ns):
+        self.monotonic_ns += duration_ns
+
+
+@pytest.fixture
+def time():
+    return Time()
+
+
+@pytest.fixture
+def intake(rclpy_context, time):
+    node = rclpy.create_node('intake', context=rclpy_context)
+    intake = RawIntake(node, String, 'words', 100, Budget(10**6), time.clock)
+    yield intake
+    intake.close()
+    node.destroy_node()
+
+
+def receive(intake, received_ns, data=b'x', sequence=0):
+    info = {'received_timestamp': received_ns, 'source_timestamp': 1, 'publication_sequence_number': sequence}
+    intake._on_raw(data, info)
+
+
+@pytest.mark.parametrize('set_by_ns', [-3600 * S, 3600 * S, -200 * MS])
+def test_nothing_is_lost_where_the_clock_is_set_during_an_episode(time, intake, set_by_ns):
+    waiting_ns = time.system_ns()
+    time.pass_by(5 * MS)
+    intake.begin(time.clock.restart(), None)
+    receive(intake, waiting_ns)  # is from before the episode
+    for k in range(100):
+        time.pass_by(10 * MS)
+        received_ns = time.system_ns()
+        time.pass_by(5 * MS)  # until it is taken
+        if k == 50:
+            time.set_ns += set_by_ns
+        receive(intake, received_ns)
+    log_ns = [message.log_ns - START_NS for message in intake.take()]
+    assert log_ns == [15 * MS * (k + 1) for k in range(100)]
+    assert intake.received == 100
+    assert time.clock.set_by_ns() == set_by_ns
+
+
+def test_a_thread_that_does_not_run_for_a_while_is_no_clock_that_is_set(time):
+    def interrupted():
+        time.pass_by(1 * S)
+        return time.system_ns()
+
+    clock = EpisodeClock(interrupted, lambda: time.monotonic_ns)
+    assert clock.set_by_ns() == 0
+    received_ns = time.system_ns()
+    assert clock.reception_ns(received_ns) == received_ns
+    assert clock.reception_ns(0) == clock.now_ns()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoupled_policy_ros.data.motions.files import MotionWriter
-from decoupled_policy_ros.data.motions.joint_rows import MAX_GRIPPER_AGE_S, JointRows
+from decoupled_policy_ros.data.motions.joint_rows import GRIPPER_MEMORY_S, MAX_GRIPPER_AGE_S, JointRows
 from decoupled_policy_ros.data.motions.kinematic_residual import pose_residuals
 from decoupled_policy_ros.data.motions.motions import motion_actions, read_motions
 from decoupled_policy_ros.data.motions.recorder import SPEED_WINDOW_S, MotionRecorder, MotionSettings
@@ -212,6 +212,49 @@ def test_gripper_states_from_a_topic_of_their_own_are_the_latest_before_and_neve
     assert stamps_ns.tolist() == arm_stamps[1:4]
     np.testing.assert_allclose(joints[:, 7], [-1, -1, 1], atol=1e-12)
     assert rows.rejected == {'gripper': 2}
+
+
+def gripper_apart(robot, clock_ns, since_s, until_s, rate_hz=100, width_m=0.08):
+    """Stamps, and states of an arm and of its gripper at them."""
+    count = round((until_s - since_s) * rate_hz)
+    stamps_ns = [START_NS + clock_ns + round((since_s + k / rate_hz) * S) for k in range(count)]
+    fingers = np.array(robot.gripper.joint_signs) * width_m / 2
+    arms = [message(robot.joint_names, np.zeros(7), stamp) for stamp in stamps_ns]
+    return stamps_ns, arms, [message(robot.gripper.joint_names, fingers, stamp) for stamp in stamps_ns]
+
+
+def test_no_arm_state_is_lost_of_a_gripper_whose_states_come_all_at_once_or_earlier(robot):
+    for arm_later in (False, True):
+        rows = JointRows(robot, gripper_apart=True)
+        stamps_ns, arms, grippers = gripper_apart(robot, 0, 0, 8, rate_hz=1000)
+        if arm_later:
+            assert not len(rows.rows([], grippers)[0])
+            grippers = []
+        assert rows.rows(arms, grippers)[0].tolist() == stamps_ns
+        assert not rows.rejected
+
+
+def test_a_clock_that_is_set_back_ends_no_recording_and_mixes_no_gripper_states(robot):
+    rows = JointRows(robot, gripper_apart=True)
+
+    def record(clock_ns, since_s, until_s, width_m):
+        stamps_ns, arms, grippers = gripper_apart(robot, clock_ns, since_s, until_s, width_m=width_m)
+        found_ns, joints = rows.rows(arms, grippers[::10])
+        assert found_ns.tolist() == stamps_ns
+        np.testing.assert_allclose(joints[:, 7], -1 if width_m else 1, atol=1e-12)
+
+    for second in range(15):
+        record(0, second, second + 1, 0.08)
+    for second in range(35):  # until the clock has passed what it was before
+        record(-30 * S - S // 20, second, second + 1, 0.0)
+    assert not rows.rejected
+
+
+def test_what_is_remembered_of_a_gripper_is_bounded(robot):
+    rows = JointRows(robot, gripper_apart=True)
+    for second in range(100):
+        rows.rows([], gripper_apart(robot, 0, second, second + 1)[2])
+    assert len(rows._gripper[0]) == len(rows._gripper[1]) <= 100 * GRIPPER_MEMORY_S + 1
 
 
 def test_a_full_disk_ends_in_a_clear_error_and_what_was_written_is_saved(tmp_path):

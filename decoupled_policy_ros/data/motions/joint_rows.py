@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 Stamps = NDArray[np.int64]
 
 MAX_GRIPPER_AGE_S = 0.5  # Franka's gripper reports at 15 Hz
+GRIPPER_MEMORY_S = 30.0  # arm states may come this much later than the gripper's
 
 
 class JointRows:
@@ -35,7 +36,7 @@ class JointRows:
         self.last_rejection = ''
         self._apart = gripper_apart
         self._names = robot.joint_names if gripper_apart else robot.all_joint_names
-        self._gripper: tuple[Stamps, Array] = (np.empty(0, np.int64), np.empty(0))
+        self._gripper: tuple[Stamps, Array] = (np.empty(0, np.int64), np.empty(0))  # as they came
 
     def rows(self, messages: Iterable[Any], gripper_messages: Iterable[Any] = ()) -> tuple[Stamps, Array]:
         """Stamps (T,) and rows (T, n + 1) of the messages that are sound."""
@@ -47,8 +48,9 @@ class JointRows:
         new_stamps, new_positions = self._collect(gripper_messages, self.robot.gripper.joint_names)
         gripper_stamps = np.concatenate([self._gripper[0], new_stamps])
         gripper = np.concatenate([self._gripper[1], self.robot.gripper.normalised(new_positions)])
-        order = np.argsort(gripper_stamps, kind='stable')[-1000:]
-        gripper_stamps, gripper = self._gripper = gripper_stamps[order], gripper[order]
+        self._remember(gripper_stamps, gripper)
+        order = np.argsort(gripper_stamps, kind='stable')
+        gripper_stamps, gripper = gripper_stamps[order], gripper[order]
         index = np.searchsorted(gripper_stamps, stamps, side='right') - 1
         age_s = np.full(len(stamps), np.inf)
         known = index >= 0
@@ -61,6 +63,14 @@ class JointRows:
                 f'no gripper state within {MAX_GRIPPER_AGE_S} s before an arm state',
             )
         return stamps[fresh], np.concatenate([positions[fresh], gripper[index[fresh]][:, None]], -1)
+
+    def _remember(self, stamps: Stamps, values: Array) -> None:
+        """Keep the gripper states that later arm states may ask for; none from before its clock was set back."""
+        jumps = np.flatnonzero(np.diff(stamps) < -MAX_GRIPPER_AGE_S * 1e9)
+        since = int(jumps[-1]) + 1 if len(jumps) else 0
+        stamps, values = stamps[since:], values[since:]
+        kept = stamps >= stamps.max(initial=0) - GRIPPER_MEMORY_S * 1e9
+        self._gripper = stamps[kept], values[kept]
 
     def _collect(self, messages: Iterable[Any], names: tuple[str, ...]) -> tuple[Stamps, Array]:
         stamps, positions = [], []

@@ -214,6 +214,40 @@ def test_a_recording_whose_clock_goes_back_is_refused(tmp_path, storage):
         Bag(join_bags(tmp_path / 'bag', parts))
 
 
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+@pytest.mark.parametrize('goes_back', [False, True])
+def test_a_topic_that_was_written_late_is_read_in_its_place_and_one_that_goes_back_is_not(
+    tmp_path, storage, goes_back
+):
+    logged = [(START_NS + k * 10 * MS, JOINTS, joints(START_NS + k * 10 * MS)) for k in range(500)]
+    late = [(START_NS + k * 10 * MS, GRIPPER, gripper(0.01 * k)) for k in range(3)]
+    if goes_back:
+        logged = [logged[0], (late[2][0] + 600 * MS, GRIPPER, late[2][2]), *logged[1:]]
+    parts = [write_bag(tmp_path / 'a', logged, storage), write_bag(tmp_path / 'b', late, storage)]
+    path = join_bags(tmp_path / 'bag', parts)
+    if goes_back:
+        with pytest.raises(DatasetError, match=r'goes back, from 1700000000\.620 s to 1700000000\.000 s'):
+            Bag(path)
+        return
+    with Bag(path) as bag:
+        assert [m.log_ns for m in bag.messages([GRIPPER])] == [t for t, _, _ in late]
+
+
+def test_a_latched_message_that_was_written_late_is_read_in_its_place(tmp_path):
+    times_ns = [START_NS + k * 10 * MS for k in range(200)]
+    with BagWriter(tmp_path / 'bag') as writer:
+        for topic in ('/a', '/latched'):
+            writer.add_topic(topic, 'std_msgs/msg/Float64')
+        for k, time_ns in enumerate(times_ns):
+            if k == 100:
+                writer.flush()
+                writer.write('/latched', bytes(12), START_NS + 1)
+            writer.write('/a', bytes(12), time_ns)
+    with Bag(tmp_path / 'bag') as bag:
+        found = [(m.topic, m.log_ns) for m in bag.messages(['/a', '/latched'])]
+    assert found == [('/a', times_ns[0]), ('/latched', START_NS + 1), *(('/a', t) for t in times_ns[1:])]
+
+
 def test_a_bag_leaves_no_temporary_files(tmp_path, monkeypatch):
     path = written(tmp_path, 'mcap', 'file')
     (tmp_path / 'tmp').mkdir()

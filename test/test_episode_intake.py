@@ -6,6 +6,7 @@ from std_msgs.msg import String
 
 from decoupled_policy_ros.nodes.episode_clock import EpisodeClock
 from decoupled_policy_ros.nodes.episode_intake import Budget, RawIntake
+from decoupled_policy_ros.nodes.recorder_intake import Offer
 
 START_NS = 1_700_000_000_000_000_000
 MS, S = 1_000_000, 1_000_000_000
@@ -61,6 +62,34 @@ def test_nothing_is_lost_where_the_clock_is_set_during_an_episode(time, intake, 
     assert log_ns == [15 * MS * (k + 1) for k in range(100)]
     assert intake.received == 100
     assert time.clock.set_by_ns() == set_by_ns
+
+
+def taken(intake, begin_ns):
+    return [(message.data, message.log_ns - begin_ns) for message in intake.take()]
+
+
+def test_latched_messages_from_before_an_episode_are_its_first(time, intake):
+    intake.profile = Offer(reliable=True, latched=True)
+    receive(intake, time.system_ns(), b'before')
+    time.set_ns -= 3600 * S
+    time.pass_by(100 * S)
+    begin_ns = time.clock.restart()
+    intake.begin(begin_ns, None)
+    receive(intake, begin_ns - 5 * MS, b'waited in DDS')
+    time.pass_by(1 * S)
+    receive(intake, time.system_ns(), b'during')
+    assert taken(intake, begin_ns) == [(b'before', 0), (b'waited in DDS', 0), (b'during', 1 * S)]
+    assert intake.received == 3
+
+
+def test_latched_messages_of_a_topic_that_is_found_late_are_logged_when_they_came(time, intake):
+    intake.profile = Offer(reliable=True, latched=True)
+    begin_ns = time.clock.restart()
+    time.pass_by(10 * S)
+    receive(intake, time.system_ns(), b'latched')
+    time.pass_by(3 * S)  # a slow disk
+    intake.begin(begin_ns, None)
+    assert taken(intake, begin_ns) == [(b'latched', 10 * S)]
 
 
 def test_a_thread_that_does_not_run_for_a_while_is_no_clock_that_is_set(time):

@@ -117,8 +117,9 @@ class RawIntake(Intake):
         self._begin_ns, self._log_ns = begin_ns, log_ns
         self._recording = self.hold = True
         if self.profile.latched:
-            for message in self._last:
-                self._store(message._replace(log_ns=begin_ns if log_ns is None else log_ns()))
+            now_ns = self._clock.now_ns()
+            for message in self._last:  # the clock may have been set back since
+                self._store(message._replace(log_ns=self._log_time(min(message.log_ns, now_ns))))
 
     def end(self) -> None:
         """Take no more; what has come until now is taken."""
@@ -183,17 +184,22 @@ class RawIntake(Intake):
         self.heard_at = time.monotonic()
         if not self._recording and not self.profile.latched:
             return
-        log_ns = received_ns if self._log_ns is None else self._log_ns()
+        log_ns = self._log_time(received_ns)
         sequence = info['publication_sequence_number'] or 0
         message = RawMessage(log_ns, data, info['source_timestamp'] or log_ns, sequence)
         if self.profile.latched:
             self._last.append(message)
-        if not self._recording or received_ns < self._begin_ns:
+        waited = received_ns < self._begin_ns and not self.profile.latched
+        if not self._recording or waited:
             return  # what waited in DDS from before the beginning is not of this episode
         if 0 < self._last_sequence < sequence - 1 and len(self.publishers) == 1:
             self.missing += sequence - self._last_sequence - 1
         self._last_sequence = sequence
         self._store(message)
+
+    def _log_time(self, received_ns: int) -> int:
+        """When a message is logged: never before the beginning, or long after that were others written already."""
+        return max(received_ns, self._begin_ns) if self._log_ns is None else self._log_ns()
 
     def _store(self, message: RawMessage) -> None:
         self.received += 1

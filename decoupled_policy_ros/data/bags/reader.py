@@ -7,7 +7,8 @@ older bag has none.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import struct
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -242,16 +243,21 @@ class Bag:
         return store
 
     def _require_forward_clock(self) -> None:
-        """Messages are read by log time: before and after a jump back they would be mixed."""
-        latest_ns = 0
-        for storage in getattr(self._reader.storage, 'storages', [self._reader.storage]):
-            for start_ns, end_ns in _spans_ns(storage):
-                if start_ns < latest_ns - LOG_SLACK_S * 1e9:
-                    raise DatasetError(
-                        f'{self.path}: the clock of the recording goes back, from {latest_ns * 1e-9:.3f} s to '
-                        f'{start_ns * 1e-9:.3f} s: what was recorded before and after can not be told apart'
-                    )
-                latest_ns = max(latest_ns, end_ns)
+        """Messages are read by log time: before and after a jump back they would be mixed.
+
+        A topic that was only written later than others, as a latched one that was found late, is none. Topics are
+        told apart where something goes back at all, for that is a look at every chunk.
+        """
+        storages = getattr(self._reader.storage, 'storages', [self._reader.storage])
+        try:
+            jump = _jump_back_ns(storages, by_topic=False) and _jump_back_ns(storages, by_topic=True)
+        except (struct.error, KeyError) as error:
+            raise self._unreadable(error) from error
+        if jump:
+            raise DatasetError(
+                f'{self.path}: the clock of the recording goes back, from {jump[0] * 1e-9:.3f} s to '
+                f'{jump[1] * 1e-9:.3f} s: what was recorded before and after can not be told apart'
+            )
 
     def _unreadable(self, error: Exception) -> DatasetError:
         reason = ' '.join(str(error).split()) or repr(error)
@@ -281,12 +287,38 @@ def _require_bag(path: Path) -> None:
     raise DatasetError(f'{path} is no bag: a rosbag2 folder has a {METADATA_FILE} and .mcap or .db3 files')
 
 
-def _spans_ns(storage: object) -> Iterator[tuple[int, int]]:
-    """First and last log time of each stretch of a file, in the order of writing."""
+def _jump_back_ns(storages: Iterable[object], by_topic: bool) -> tuple[int, int] | None:
+    """Log times before and after the first jump back; None without any."""
+    latest_ns: dict[str, int] = {}
+    for storage in storages:
+        for topic, start_ns, end_ns in _spans_ns(storage, by_topic):
+            before_ns = latest_ns.get(topic, 0)
+            if start_ns < before_ns - LOG_SLACK_S * 1e9:
+                return before_ns, start_ns
+            latest_ns[topic] = max(before_ns, end_ns)
+    return None
+
+
+def _spans_ns(storage: object, by_topic: bool) -> Iterator[tuple[str, int, int]]:
+    """Topic ('' all together), first and last log time of each stretch of a file, in the order of writing."""
     if isinstance(storage, McapReader):
         for chunk in sorted(storage.chunks, key=lambda chunk: chunk.chunk_start_offset):
-            if chunk.message_index_offsets:
-                yield chunk.message_start_time, chunk.message_end_time
+            if chunk.message_index_offsets and not by_topic:
+                yield '', chunk.message_start_time, chunk.message_end_time
+            elif by_topic:
+                for channel, offset in chunk.message_index_offsets.items():
+                    stamps = _indexed_ns(storage, offset)
+                    yield storage.channels[channel].topic, min(stamps), max(stamps)
     elif isinstance(storage, Sqlite3Reader) and storage.dbconn is not None:
-        for (stamp,) in storage.dbconn.execute('SELECT timestamp FROM messages ORDER BY id'):
-            yield stamp, stamp
+        for topic, stamp in storage.dbconn.execute(
+            'SELECT topics.name, timestamp FROM messages JOIN topics ON topic_id = topics.id ORDER BY messages.id'
+        ):
+            yield topic if by_topic else '', stamp, stamp
+
+
+def _indexed_ns(storage: McapReader, offset: int) -> tuple[int, ...]:
+    """Log times in the MessageIndex record at an offset: op code, length, channel, bytes of pairs, (time, offset)."""
+    assert storage.bio is not None
+    storage.bio.seek(offset + 1 + 8 + 2)
+    (size,) = struct.unpack('<I', storage.bio.read(4))
+    return struct.unpack(f'<{size // 8}Q', storage.bio.read(size))[::2]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from decoupled_policy_ros.nodes.episode_clock import EpisodeClock
 from decoupled_policy_ros.nodes.episode_intake import Budget, RawIntake
 from decoupled_policy_ros.nodes.episode_recorder_node import EpisodeRecorderNode
 from decoupled_policy_ros.nodes.episode_settings import EpisodeSettings
+from decoupled_policy_ros.nodes.teleop_episodes import EpisodeClient
 from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.robot.description import load_robot, robot_file
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
@@ -407,6 +409,28 @@ def test_start_says_what_speaks_against_it(stage):
     )
     assert recorder.stop() == 0, recorder.output()
     assert list(stage.output.iterdir()) == []
+
+
+@pytest.fixture
+def recorder(rclpy_context, tmp_path):
+    """A recorder in this process, whose services are called directly."""
+    overrides = [Parameter('output_dir', value=str(tmp_path)), Parameter('require_topics', value=False)]
+    node = EpisodeRecorderNode(context=rclpy_context, parameter_overrides=overrides)
+    yield node
+    node.destroy_node()
+
+
+def test_teleoperation_notices_each_episode_that_begins(recorder):
+    """It repeats the gripper's command then, whichever service it was that began the episode."""
+    begun = []
+    client = EpisodeClient(recorder, NODE, lambda: begun.append(recorder.worker.episode), lambda: None)
+    recorder._status = SimpleNamespace(publish=client._on_status)
+    recorder._report()
+    for service in ('start', 'rerecord', 'rerecord', 'discard', 'rerecord'):
+        response = getattr(recorder, f'_on_{service}')(None, Trigger.Response())
+        assert response.success, response.message
+        recorder._report()
+    assert begun == ['episode_000000'] * 4
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ class EpisodeClient:
         #: What came of the last action.
         self.outcome = ''
         self.state = ''
+        self._episode: tuple[str, str] | None = None  # that is being recorded
         self._status_text = ''
         self._status_at: float | None = None
         self._asked: tuple[str, Future, float] | None = None
@@ -108,10 +109,13 @@ class EpisodeClient:
             self._say(f'{action} refused: {answer.message or "no reason given"}', bad=True)
 
     def _on_status(self, message: DiagnosticStatus) -> None:
-        before = self.state
-        self.state = next((pair.value for pair in message.values if pair.key == 'state'), '')
+        values = {pair.key: pair.value for pair in message.values}
+        self.state = values.get('state', '')
         self._status_text, self._status_at = message.message, time.monotonic()
-        if self.state == 'recording' and before != 'recording':
+        # An episode that is thrown away and recorded again has the same name, and no status comes in between.
+        episode = (values.get('episode', ''), values.get('discarded', ''))
+        before, self._episode = self._episode, episode if self.state == 'recording' else None
+        if self._episode not in (None, before):
             self._on_recording()
 
     def _say(self, outcome: str, bad: bool = False) -> None:

@@ -1,6 +1,7 @@
 """episode_recorder_node as a process, over real DDS."""
 
 import dataclasses
+import errno
 import itertools
 import json
 import resource
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -431,6 +433,25 @@ def test_teleoperation_notices_each_episode_that_begins(recorder):
         assert response.success, response.message
         recorder._report()
     assert begun == ['episode_000000'] * 4
+
+
+def test_what_can_not_be_removed_is_said_and_recording_goes_on(recorder, monkeypatch):
+    def ask(service):
+        response = getattr(recorder, f'_on_{service}')(None, Trigger.Response())
+        return response.success, response.message
+
+    for number, service in enumerate(('discard', 'rerecord')):
+        name = f'episode_{number:06d}'
+        assert ask('start') == (True, f'recording {name}')
+        with monkeypatch.context() as patch:
+            refuse = Mock(side_effect=OSError(errno.EACCES, 'Permission denied'))
+            patch.setattr('decoupled_policy_ros.data.bags.episodes.shutil.rmtree', refuse)
+            success, message = ask(service)
+        assert not success
+        assert f'.{name}.partial can not be removed: Permission denied' in message
+        assert recorder.worker.episode == ''
+    assert ask('start') == (True, 'recording episode_000002')
+    assert ask('discard') == (True, 'threw episode_000002 away')
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Episodes on disk: their lifecycle, what a killed process leaves, what a full disk does, and `recover`."""
 
+import errno
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 from mcap.writer import CompressionType, Writer
@@ -148,6 +150,21 @@ def test_an_episode_without_a_message_is_not_kept(store):
     with pytest.raises(DatasetError, match='episode_000000: not one message was recorded'):
         episode.finish()
     assert names(store.folder) == []
+
+
+def test_an_episode_that_can_not_be_removed_is_named_and_let_go(store, monkeypatch):
+    busy = Mock(side_effect=OSError(errno.ENOTEMPTY, 'Directory not empty'))
+    for count, folder in ((1, '.episode_000000.partial'), (0, '.episode_000001.partial')):
+        episode = store.begin(HEADER)
+        write_messages(episode, count)
+        with monkeypatch.context() as patch:
+            patch.setattr('decoupled_policy_ros.data.bags.episodes.shutil.rmtree', busy)
+            with pytest.raises(DatasetError, match=f'{folder} can not be removed: Directory not empty'):
+                episode.discard() if count else episode.finish()
+        assert store.abandoned()[-1] == store.folder / folder  # nobody holds it any more
+    episode = store.begin(HEADER)
+    assert episode.number == 2
+    episode.discard()
 
 
 def test_a_folder_that_can_not_be_used_is_refused(tmp_path):

@@ -142,7 +142,8 @@ class EpisodeRecorderNode(Node):
                     self._record(topic)
         except DatasetError as error:
             if self.worker.episode:
-                self.worker.discard()
+                with contextlib.suppress(DatasetError):  # a folder that can't be removed: nothing is in it
+                    self.worker.discard()
             return False, str(error)
         self._report()
         return True, f'recording {name}'

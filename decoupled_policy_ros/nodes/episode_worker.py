@@ -118,7 +118,11 @@ class EpisodeWorker:
             return path
 
     def discard(self) -> str:
-        """Throw the running episode away; returns its name."""
+        """Throw the running episode away; returns its name.
+
+        Raises:
+            DatasetError: nothing is being recorded, or it can't be removed; nothing is recorded any more then.
+        """
         self._end_intakes()
         with self._lock:
             episode = self._take_episode()

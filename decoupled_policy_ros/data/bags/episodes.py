@@ -156,8 +156,8 @@ class EpisodeWriter:
         A bag that could not be written to its end keeps what is intact.
 
         Raises:
-            DatasetError: not one message was recorded (nothing is left then), or the disk is full or gone (the
-                partial folder is left to `recover` then).
+            DatasetError: not one message was recorded (nothing is left then, if it can be removed), or the disk is
+                full or gone (the partial folder is left to `recover` then).
         """
         if not self.bag.n_messages:
             self.discard()
@@ -181,17 +181,33 @@ class EpisodeWriter:
             repair_bag([self.bag.path], self.bag.custom)
 
     def discard(self) -> None:
-        """Throw the episode away."""
-        self.bag.abandon()
-        shutil.rmtree(self.folder)
-        self._release()
+        """Throw the episode away.
+
+        Raises:
+            DatasetError: the folder, or a part of it, can't be removed.
+        """
+        self._close_files()  # a network's file system does not remove what is open
+        try:
+            shutil.rmtree(self.folder)
+        except OSError as error:
+            raise DatasetError(
+                f'{self.name} is not recorded any more, but {self.folder} can not be removed: '
+                f'{error.strerror or error}; remove it, or `decoupled-policy recover` makes an episode of what is left'
+            ) from error
+        finally:
+            self._release()
 
     def _release(self) -> None:
+        self._close_files()
+        with contextlib.suppress(OSError):  # closed already
+            os.close(self._lock)
+        self._lock = -1
+
+    def _close_files(self) -> None:
         self.bag.abandon()
-        for descriptor in (self._progress, self._lock):
-            with contextlib.suppress(OSError):  # closed already
-                os.close(descriptor)
-        self._progress = self._lock = -1
+        with contextlib.suppress(OSError):
+            os.close(self._progress)
+        self._progress = -1
 
 
 def publish(partial: Path, name: str) -> Path:

@@ -293,7 +293,7 @@ def test_memory_is_bounded_and_what_finds_no_room_is_counted(rclpy_context):
     try:
         publisher = node.create_publisher(String, 'words', QoSProfile(depth=100))
         budget = Budget(1000)
-        intake = RawIntake(node, String, 'words', 100, budget, EpisodeClock())
+        intake = RawIntake(node, String, 'words', 100, budget, EpisodeClock(time.time_ns))
         deadline = time.monotonic() + 60
         while not publisher.get_subscription_count() and time.monotonic() < deadline:
             intake.adapt()  # becomes what the publisher offers once that is known

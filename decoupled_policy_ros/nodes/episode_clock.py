@@ -21,7 +21,7 @@ class EpisodeClock:
         system_ns, monotonic_ns: the clocks.
     """
 
-    def __init__(self, system_ns: Clock = time.time_ns, monotonic_ns: Clock = time.monotonic_ns):
+    def __init__(self, system_ns: Clock, monotonic_ns: Clock = time.monotonic_ns):
         self._system_ns, self._monotonic_ns = system_ns, monotonic_ns
         self._ahead_ns = 0  # of the monotonic clock
         self.restart()
@@ -49,11 +49,11 @@ class EpisodeClock:
         Args:
             received_ns: the same by the system's clock at that moment; 0 unknown.
         """
-        if not received_ns:
-            return self.now_ns()
-        set_by_ns = self.set_by_ns()
-        if not set_by_ns:
-            return received_ns
-        # It may have been received shortly before the clock was set.
         now_ns = self.now_ns()
+        if not received_ns:
+            return now_ns
+        if abs(now_ns - received_ns) < _SET_NS:  # nearly always; to ask rclpy is slow
+            return received_ns
+        set_by_ns = self.set_by_ns()
+        # It may have been received shortly before the clock was set.
         return min(received_ns, received_ns - set_by_ns, key=lambda time_ns: abs(now_ns - time_ns))

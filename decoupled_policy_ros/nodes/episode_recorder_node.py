@@ -61,7 +61,8 @@ class EpisodeRecorderNode(Node):
         self.robot = read_robot(self, settings.robot, settings.robot_description_timeout_s)
         self._header = episode_header(self.robot, settings)
         store = EpisodeStore(Path(settings.output_dir), settings.compression)
-        self._episode_clock = EpisodeClock()
+        system = Clock(clock_type=ClockType.SYSTEM_TIME)  # what the middleware stamps receptions with
+        self._episode_clock = EpisodeClock(lambda: system.now().nanoseconds)
         self._budget = Budget(int(settings.max_memory_mb * _MIB))
         sim_time = self.get_parameter('use_sim_time').value
         self._poller = Poller(POLL_SIM_TIME_S if sim_time else POLL_S)

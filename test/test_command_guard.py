@@ -1,5 +1,6 @@
 """The guard over DDS: an operator and the shipped policy, and every command looked at."""
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -94,6 +95,12 @@ class Cell(Peer):
         assert self.call(SetBool, f'{NODE}/enable', SetBool.Request(data=enabled)).success
 
 
+def last_step_m(cell: Cell) -> float:
+    """Between the last two commands, 20 ms apart."""
+    before, last = (pose_from_message(m)[:3, 3] for m in cell.received('target_pose')[-2:])
+    return float(np.linalg.norm(last - before))
+
+
 @pytest.fixture
 def node(tmp_path) -> Iterator[NodeProcess]:
     parameters = {'target_timeout_s': 0.5}
@@ -143,6 +150,14 @@ def test_a_person_is_followed_inside_the_limits_and_held_on_each_fault(node, cel
     cell.status('following')
     cell.enable(False)
     cell.status('disabled')
+    cell.enable(True)
+    cell.step_m = -0.002
+    cell.status('following')
+    cell.wait_for(lambda: last_step_m(cell) > 0.001, 'motion')
+    for _ in range(2):  # as Ctrl-C comes under ros2 launch
+        node.process.send_signal(signal.SIGINT)
+    assert node.stop() == 0
+    cell.wait_for(lambda: last_step_m(cell) < 1e-4, 'the way to rest')
     for rule in ('frame', 'finite', 'join', 'stale', 'joint_state'):
         assert int(cell.values(f'guard_reject_{rule}')) >= 1
     assert int(cell.values('guard_clamp_workspace')) >= 1

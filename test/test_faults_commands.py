@@ -168,7 +168,11 @@ def test_killed_in_the_middle_of_a_motion_and_started_again(tmp_path):
             time.sleep(0.5)
         cell.forget()
         stood = cell.body.kinematics.forward(cell.body.joints_rad)
-        with node_process('policy_node', tmp_path / 'second.log', parameters, 'killed') as second:
+        # It is let through once it is known, so that its first command is heard.
+        waits = parameters | {'enabled': False}
+        with node_process('policy_node', tmp_path / 'second.log', waits, 'killed') as second:
+            cell.status('disabled')
+            assert enable(cell, 'policy_node', True).success
             cell.status('following')
             begins = pose_from_message(cell.received('target_pose')[0])
             cell.is_moving()

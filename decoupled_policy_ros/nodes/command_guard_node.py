@@ -10,6 +10,7 @@ target_pose      geometry_msgs/PoseStamped      where it is told to be, inside a
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,9 @@ from decoupled_policy_ros.runtime.guard.settings import GuardSettings, read_guar
 from decoupled_policy_ros.runtime.guard.verdict import Finding, Outcome
 
 FOLLOWING, HOLDING, WAITING, DISABLED = 'following', 'holding', 'waiting', 'disabled'
+
+#: Longest time (s) that coming to rest is given where the process is to end: the clock may stand still.
+REST_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class CommandGuardNode(Node):
             settings.target_timeout_s,
         )
         self._enabled, self._state, self._seen_ns = settings.enabled, '', 0
+        self._ends, self._rests = threading.Event(), threading.Event()
         self._status = self.create_publisher(DiagnosticStatus, '~/status', LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._markers = self.create_publisher(MarkerArray, '~/guard_markers', LATCHED)
@@ -149,12 +154,23 @@ class CommandGuardNode(Node):
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         now_ns = self._now_ns()
-        if self._enabled and not request.data:
-            self.follower.hold(now_ns, 'disabled')
+        if not request.data:
+            self._disable(now_ns)
         self._enabled = request.data
         response.success, response.message = True, 'enabled' if request.data else 'disabled'
         self._say()
         return response
+
+    def _disable(self, now_ns: int) -> None:
+        if self._enabled:
+            self.follower.hold(now_ns, 'disabled')
+        self._enabled = False
+
+    def wind_down(self) -> None:
+        """Bring the arm to rest while commands can still be sent: the process is about to end."""
+        self._rests.clear()
+        self._ends.set()  # for the next tick: the follower is not for several threads
+        self._rests.wait(REST_S)
 
     def _on_time_jump(self, jump: TimeJump) -> None:
         self.get_logger().warning(
@@ -169,11 +185,16 @@ class CommandGuardNode(Node):
         if 0 < now_ns < self._seen_ns:
             self._restart()  # a wall clock that was set back: nobody else would tell
         self._seen_ns = now_ns
+        if self._ends.is_set():
+            self._disable(now_ns)
+        rested = self.follower.at_rest  # and is said to be so once more
         pose = self.follower.command(now_ns) if now_ns > 0 else None
         if pose is not None:
             self._commands.publish_pose(pose, now_ns)
-        if not self._enabled and self.follower.at_rest:
+        if not self._enabled and rested:
             self.follower.reset()  # who enables it again begins where the arm is then, which may be elsewhere
+        if not self._enabled and not self.follower.started:
+            self._rests.set()
         self._say()
 
     def _restart(self) -> None:

@@ -18,7 +18,7 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.robot.shapes import Box
 from decoupled_policy_ros.runtime.guard.collision import CollisionChecks
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request
-from decoupled_policy_ros.runtime.guard.joints import MAX_PARTS, SPACING_M, JointPath, between
+from decoupled_policy_ros.runtime.guard.joints import MAX_PARTS, SPACING_M, JointChecks, JointPath, between
 from decoupled_policy_ros.runtime.guard.settings import (
     IGNORED,
     RULES,
@@ -317,6 +317,11 @@ def test_a_joint_goes_as_far_as_its_limit_lets_it():
         begin[6] = upper[6] - below_rad
         solution = InverseKinematics(held).solve(turned_to(6, upper[6] + 0.01), begin)
         assert solution.joints_rad[6] == upper[6] and solution.at_limit[6]
+        assert not (
+            solution.at_limit
+            & (held.limits.lower_rad < solution.joints_rad)
+            & (solution.joints_rad < held.limits.upper_rad)
+        ).any()
         np.testing.assert_allclose(solution.error, 0.01, atol=5e-4)
 
 
@@ -457,6 +462,19 @@ def test_the_fastest_part_of_a_way_counts_for_the_joints():
     np.testing.assert_allclose(short.joints_rad, points[:4])
     np.testing.assert_allclose(short.least(np.minimum(short.singular[:-1], short.singular[1:])), [1.0])
     np.testing.assert_allclose(short.steps_rad, [[0.9]])
+
+
+def test_from_a_start_that_the_arm_does_not_quite_reach_the_way_is_looked_at_all_the_same():
+    """Stretched out, and told to be 3 mm farther: back from there is a way like any other."""
+    at = KINEMATICS.forward(stretched_out(-0.467))
+    outwards = np.array([0.755, 0.0, 0.656])
+    joints, told, target = stretched_out(-0.55), at.copy(), at.copy()
+    told[:3, 3] += 0.003 * outwards
+    target[:3, 3] -= 0.08 * outwards
+    assert not InverseKinematics(ROBOT).solve(told, joints).reached
+    checks = JointChecks(ROBOT, GuardSettings())
+    path, found = checks.follow(MotionState.at_rest(told), target[None], joints, 0)
+    assert found is None and path.waypoints.tolist() == [0, 4]
 
 
 def test_points_between_are_near_each_other_and_not_without_end():

@@ -1,5 +1,6 @@
 """The policy's threads with a guard: real chunks of a network, a clock that the test sets, every command looked at."""
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -197,6 +198,31 @@ def test_where_the_network_fails_the_arm_comes_to_rest_before_commands_end(small
     for stamp_ns, pose in stage.outputs.commands:
         checker.add(stamp_ns, pose)
     checker.require_none()
+
+
+@pytest.mark.parametrize('later', [DISABLED, GAVE_WAY])
+def test_two_that_disable_it_at_once_let_it_come_to_rest_unless_it_gives_way(tmp_path, later):
+    """Ctrl-C on one thread, a service or a lifecycle transition on another."""
+    stage = RunningStage(load_policy(save_told_policy(tmp_path, circle(0.03)), ROBOT), GuardSettings())
+    stage.loop.start(enabled=True)
+    try:
+        stage.begin()
+        for _ in range(4):
+            stage.command(stage.tick())
+        moving = [pose for _, pose in stage.outputs.commands[-2:]]
+        assert np.linalg.norm((moving[1] - moving[0])[:3, 3]) > 1e-3
+        begun, stage.runs_from_s = len(stage.outputs.commands), time.monotonic()
+        first = threading.Thread(target=stage.loop.enable, args=(False,))
+        first.start()
+        wait_for(lambda: len(stage.outputs.commands) > begun)
+        assert stage.loop.enable(False, later, 'both')
+        first.join()
+        assert stage.loop.report()[:2] == (later, 'both')
+    finally:
+        stage.loop.stop()
+    poses = [pose for _, pose in stage.outputs.commands]
+    if later == DISABLED:
+        np.testing.assert_array_equal(poses[-1], poses[-2])  # at rest
 
 
 class JointStage(GuardedStage):

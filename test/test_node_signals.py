@@ -66,3 +66,29 @@ raise SystemExit(spin_main(Interrupted))
 def test_ctrl_c_ends_a_node_and_interrupts_nothing(when, said):
     done = subprocess.run([sys.executable, '-c', NODE, when], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, said, '')
+
+
+AGAIN = """
+import os, signal, threading, time
+import rclpy
+from rclpy.node import Node
+from decoupled_policy_ros.nodes.common import spin_main
+
+for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+    signal.signal(signal.SIGUSR1, lambda number, frame: print('USR1', flush=True))
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
+    if number == signal.SIGUSR1:  # nobody's business
+        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    timer.start()
+    assert spin_main(lambda: Node('again')) == 0 and not rclpy.ok()
+    print('ended', 'late' if time.monotonic() - began > 1.9 else 'early', flush=True)
+    assert not [t for t in threading.enumerate() if t.name == 'signals']
+"""
+
+
+@pytest.mark.process
+def test_one_node_after_the_other_ends_with_its_own_signals_only():
+    done = subprocess.run([sys.executable, '-c', AGAIN], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split('\n') == ['USR1', 'ended late', 'ended early', 'ended early', '']

@@ -23,7 +23,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions, install_signal_handlers
+from rclpy.signals import SignalHandlerOptions, install_signal_handlers, uninstall_signal_handlers
 from rclpy.wait_for_message import wait_for_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
@@ -35,6 +35,7 @@ from decoupled_policy_ros.robot.poses import pose_from_position_quat, position_q
 Settings = TypeVar('Settings')
 
 RCLError = rclpy_implementation.RCLError
+InvalidHandle = rclpy_implementation.InvalidHandle
 
 NS_PER_S = 1_000_000_000
 
@@ -288,28 +289,34 @@ def shut_down_by_signals(wind_down: Callable[[], None]) -> Iterator[None]:
     """
 
     def wait() -> None:
-        if reader.recv(1):
+        while number := reader.recv(1):
+            if number[0] not in ends:
+                continue
             try:
                 wind_down()
             finally:  # rclpy's own way, which wakes whoever waits
                 install_signal_handlers(SignalHandlerOptions.ALL)
                 signal.raise_signal(signal.SIGTERM)
+            return
 
+    ends = (signal.SIGINT, signal.SIGTERM)
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     thread = threading.Thread(target=wait, name='signals', daemon=True)
     thread.start()
     # Python would only look at a signal once the executor comes back from waiting; the socket hears of it at once.
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ends:
         signal.signal(number, lambda number, frame: None)
     try:
         yield
     finally:
         signal.set_wakeup_fd(-1)
+        writer.shutdown(socket.SHUT_RDWR)  # also where a child has a copy of it
         writer.close()
         thread.join()
         reader.close()
+        uninstall_signal_handlers()  # else they can not be installed again
 
 
 def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int:

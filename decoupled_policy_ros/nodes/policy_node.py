@@ -27,6 +27,7 @@ from decoupled_policy_ros.nodes.common import (
     LATCHED,
     SENSOR,
     STATE,
+    InvalidHandle,
     RCLError,
     declare_settings,
     diagnostics_name,
@@ -172,7 +173,7 @@ class PolicyNode(LifecycleNode):
     def wind_down(self) -> None:
         """Bring the arm to rest, while commands can still be sent: the process is about to end."""
         if (loop := self.loop) is not None:
-            with suppress(RCLError):
+            with suppress(RCLError, InvalidHandle):  # the node may be on its way out by itself
                 loop.enable(False)
 
     def give_up(self, reason: str) -> None:

@@ -89,7 +89,8 @@ class InverseKinematics:
             else:
                 stuck += 1
             if best is None or size < best.error:
-                best = Solution(q, size, jacobian, ~free)
+                at_limit = ~free & ((q <= self.lower_rad) | (q >= self.upper_rad))
+                best = Solution(q, size, jacobian, at_limit)
             if size <= TOLERANCE or stuck > 6:
                 break
             q, free = self._step(q, error, jacobian, free)

@@ -85,7 +85,7 @@ class PolicyLoop(Exchangeable):
         self._on_failure, self._on_restart = on_failure, on_restart
         self._ticks = Ticks(settings.control_rate_hz, settings.lockstep)
         self._ticked = threading.Condition(self._lock)  # wakes the streamer
-        self._generation, self._running, self._enabled = 0, False, False
+        self._generation, self._running, self._enabled, self._resting = 0, False, False, False
         self._forget()
 
     @property
@@ -141,13 +141,23 @@ class PolicyLoop(Exchangeable):
         Returns False, and changes nothing, when the threads have failed or were never started.
         """
         with self._lock:
+            if state == DISABLED:  # another thread may be bringing the arm to rest
+                self._ticked.wait_for(lambda: not self._resting)
             if not self._running:
                 return False
             if enabled and self._enabled:
                 return True
             if self._enabled and not enabled and state == DISABLED and not self._settings.lockstep:
                 self._enabled, self._generation = False, self._generation + 1  # no chunk that is on its way
-                self._commander.come_to_rest(self._seen_ns, self._ticked.wait)
+                generation = self._generation
+                self._resting = True
+                try:
+                    self._commander.come_to_rest(self._seen_ns, self._ticked.wait)
+                finally:
+                    self._resting = False
+                    self._ticked.notify_all()
+                if generation != self._generation:
+                    return True  # it has given way meanwhile
             self._enabled = enabled
             self._begin_as(*((WAITING, 'no observation yet') if enabled else (state, reason)))
             return True

@@ -254,9 +254,8 @@ class Guard:
                 return Finding('workspace', Outcome.REJECT, value, limit, 'm', request.first, where)
         if joints is None:
             return None
-        middle = turn[len(turn) // 2]
-        joints_rad, found = self._joints.on_the_way(middle, joints.joints_rad[0], request.first)
-        return found or self._touching(joints_rad, request.first)
+        middle_rad = self._joints.near(turn[len(turn) // 2], joints.joints_rad[0])
+        return self._touching(middle_rad, request.first)
 
     def _moving(self, start: MotionState, wanted: Array, joints: JointPath | None) -> Moving:
         way = np.concatenate([start.pose[None], wanted])

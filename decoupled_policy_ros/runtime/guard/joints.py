@@ -93,10 +93,13 @@ class JointChecks:
         way = np.concatenate([start.pose[None], poses_base_ee])
         for i, pose in enumerate(poses_base_ee if finding is None else ()):
             last = solutions[-1]
-            # From out of reach, where nobody looks at that, there is no way to look at.
-            for point in [*(between(way[i], pose) if last.reached else ()), pose]:
+            # From out of reach, where nobody looks at that, there is no way to look at; from the start there always is,
+            # though it may be told to be where the measured joints do not quite get.
+            for point in [*(between(way[i], pose) if last.reached or i == 0 else ()), pose]:
                 solution = self._kinematics.solve(point, solutions[-1].joints_rad)
-                finding = self._unreached(solution, first + i) or self._jump(solution, last, first + i)
+                finding = self._jump(solution, last, first + i)
+                if point is pose or last.reached:
+                    finding = self._unreached(solution, first + i) or finding
                 if finding is not None:
                     break
                 solutions.append(solution)
@@ -114,10 +117,9 @@ class JointChecks:
         )
         return path, finding
 
-    def on_the_way(self, pose_base_ee: Array, near_rad: Array, waypoint: int) -> tuple[Array, Finding | None]:
-        """Joints of a pose (4, 4) on the way to a waypoint, and why there are none."""
-        solution = self._kinematics.solve(pose_base_ee, near_rad)
-        return solution.joints_rad, self._unreached(solution, waypoint)
+    def near(self, pose_base_ee: Array, joints_rad: Array) -> Array:
+        """Joints (joints,) of a pose (4, 4) that is near where other ones are."""
+        return self._kinematics.solve(pose_base_ee, joints_rad).joints_rad
 
     def near_singularity(self, path: JointPath, first: int) -> Finding | None:
         """Where the way is too near a singularity first, unless the motion leads away from one."""

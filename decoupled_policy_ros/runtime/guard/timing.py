@@ -111,8 +111,8 @@ def rounding(moving: Moving, durations_s: Array) -> tuple[Array, float]:
 
     That is so soon that the path begins with it: a motion that turned later would not have turned yet when the next one
     replaces it, and would go on meanwhile as the one before. The velocity after it then lies between the one at the
-    start and the one after a corner at a quarter of the first segment, so what keeps the limits there keeps them here;
-    only the corner after it may have more to turn, and where it can't, the first one is later.
+    start and the one after a corner at a quarter of the first segment. Where that is too fast, or the corner after it
+    has too much to turn, the first one is later, and at a quarter all limits are known to hold.
     """
     latest_s, widest_s = float(durations_s[0]) / 4, widest_corners(durations_s)
     halves_s = corners(moving, durations_s)
@@ -121,9 +121,22 @@ def rounding(moving: Moving, durations_s: Array) -> tuple[Array, float]:
         soonest_s = float(corners(moving, durations_s, soonest_s)[0])
     for turn_s in np.linspace(soonest_s, latest_s, _TURNS)[:-1].tolist():
         sooner_s = corners(moving, durations_s, turn_s)
-        if sooner_s[0] <= turn_s * KEPT and (sooner_s[1:] <= widest_s[1:]).all():
+        line = slopes(moving.steps, durations_s, moving.start, turn_s)[1:2]
+        keeps = sooner_s[0] <= turn_s * KEPT and (sooner_s[1:] <= widest_s[1:]).all()
+        if keeps and _too_fast(moving, line) <= KEPT:
             return np.concatenate([[turn_s], sooner_s[1:]]), turn_s
     return halves_s, latest_s
+
+
+def _too_fast(moving: Moving, line: Array) -> float:
+    """What the velocity (1, 6 + joints) on the first segment reaches of the limits of velocity."""
+    shares = [0.0]
+    for rule, limit in moving.limits.items():
+        what, _, derivative = rule.partition('_')
+        if derivative == 'velocity':
+            first = limit[:1] if isinstance(limit, np.ndarray) and limit.ndim == 2 else limit
+            shares.append(float(_share(what, line, first)[0]) / HEADROOM[what])
+    return max(shares)
 
 
 def stretch(moving: Moving, durations_s: Array, at_rest: bool, least: Array, largest: float) -> Array | None:

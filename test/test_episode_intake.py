@@ -64,6 +64,30 @@ def test_nothing_is_lost_where_the_clock_is_set_during_an_episode(time, intake, 
     assert time.clock.set_by_ns() == set_by_ns
 
 
+@pytest.mark.parametrize('set_by_ns', [51 * MS, 55 * MS, 58 * MS, -55 * MS])
+def test_messages_stay_in_order_where_a_clock_is_set_by_little(time, intake, set_by_ns):
+    """Some are taken as soon as they come, and others 9 ms later."""
+    intake.begin(time.clock.restart(), None)
+    for k in range(200):
+        if k == 50:
+            time.set_ns += set_by_ns
+        received_ns = [time.system_ns() + i * MS for i in range(10)]
+        time.pass_by(10 * MS)
+        for stamp_ns in received_ns:
+            receive(intake, stamp_ns)
+    log_ns = [message.log_ns for message in intake.take()]
+    assert len(log_ns) == 2000 and log_ns[600:] == sorted(log_ns[600:])
+
+
+def test_no_message_is_logged_ahead_of_its_time(time):
+    time.clock.restart()
+    time.set_ns += 3600 * S
+    time.pass_by(S)
+    received_ns = time.system_ns()
+    time.set_ns -= S
+    assert time.clock.reception_ns(received_ns) <= time.clock.now_ns()
+
+
 def taken(intake, begin_ns):
     return [(message.data, message.log_ns - begin_ns) for message in intake.take()]
 

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from unittest.mock import Mock
 
 import pytest
+from mcap.opcode import Opcode
 from mcap.writer import CompressionType, Writer
 from rosbags.rosbag2 import Reader
 
 from decoupled_policy_ros.cli import main as command
-from decoupled_policy_ros.data.bags.episodes import EpisodeStore, read_episode
+from decoupled_policy_ros.data.bags.episodes import PROGRESS_FILE, EpisodeStore, read_episode
 from decoupled_policy_ros.data.bags.format import METADATA_FILE
 from decoupled_policy_ros.data.bags.reader import bag_summary
 from decoupled_policy_ros.data.bags.recovery import recover
@@ -281,6 +282,34 @@ def test_what_follows_damage_is_kept_beside_what_was_saved(store):
     assert 'what follows is kept in episode_000000_0.mcap.rest' in recovery.note
     assert (recovery.path / 'episode_000000_0.mcap.rest').read_bytes() == content[chunks[2] :]
     assert recover(store.folder) == []
+
+
+@pytest.mark.parametrize('what', ['length of a chunk', 'length of an index', 'kind of an index'])
+def test_a_flipped_bit_that_looks_like_the_end_of_the_file_costs_no_chunk(store, what):
+    path, chunks = partial_episode(store)
+    content = bytearray(path.read_bytes())
+    head = chunks[2]
+    if 'index' in what:
+        head += 9 + int.from_bytes(content[head + 1 : head + 9], 'little')
+        assert content[head] == Opcode.MESSAGE_INDEX
+    if what.startswith('kind'):
+        content[head] = Opcode.DATA_END
+    else:
+        content[head + 4] ^= 0x10  # beyond the end of the file, but no more than a record may have
+    path.write_bytes(content)
+    (recovery,) = recover(store.folder)
+    saved = read_numbers(recovery.path)
+    assert saved == list(range(len(saved))) and len(saved) >= 200
+    rest = (recovery.path / 'episode_000000_0.mcap.rest').read_bytes()
+    assert bytes(content[chunks[3] :]) in rest and 'what follows is kept in' in recovery.note
+
+
+@pytest.mark.parametrize('text', ['{"topics": {"/x": {}}}', '{"topics": null}', '[]'])
+def test_an_odd_note_of_its_progress_keeps_no_episode_from_being_recovered(store, text):
+    path, _ = partial_episode(store)
+    (path.parent / PROGRESS_FILE).write_text(text)
+    partial_episode(store)
+    assert [read_numbers(recovery.path) for recovery in recover(store.folder)] == [list(range(600))] * 2
 
 
 def test_one_that_can_not_be_recovered_does_not_keep_the_others_from_it(store, capsys, monkeypatch):

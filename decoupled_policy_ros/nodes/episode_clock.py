@@ -30,6 +30,7 @@ class EpisodeClock:
         """Take over the system's time; returns it (ns)."""
         system_ns = self._system_ns()
         self._ahead_ns = system_ns - self._monotonic_ns()
+        self._was_set = False
         return system_ns
 
     def now_ns(self) -> int:
@@ -52,8 +53,11 @@ class EpisodeClock:
         now_ns = self.now_ns()
         if not received_ns:
             return now_ns
-        if abs(now_ns - received_ns) < _SET_NS:  # nearly always; to ask rclpy is slow
+        if not self._was_set and abs(now_ns - received_ns) < _SET_NS:  # nearly always; to ask rclpy is slow
             return received_ns
         set_by_ns = self.set_by_ns()
+        # From then on all are looked at: a small step is seen in the young messages alone, and they would overtake.
+        self._was_set |= set_by_ns != 0
         # It may have been received shortly before the clock was set.
-        return min(received_ns, received_ns - set_by_ns, key=lambda time_ns: abs(now_ns - time_ns))
+        nearest = min(received_ns, received_ns - set_by_ns, key=lambda time_ns: abs(now_ns - time_ns))
+        return min(nearest, now_ns)

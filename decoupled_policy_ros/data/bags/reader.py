@@ -251,7 +251,7 @@ class Bag:
         storages = getattr(self._reader.storage, 'storages', [self._reader.storage])
         try:
             jump = _jump_back_ns(storages, by_topic=False) and _jump_back_ns(storages, by_topic=True)
-        except (struct.error, KeyError) as error:
+        except Exception as error:  # whatever a damaged index leads to
             raise self._unreadable(error) from error
         if jump:
             raise DatasetError(
@@ -307,8 +307,8 @@ def _spans_ns(storage: object, by_topic: bool) -> Iterator[tuple[str, int, int]]
                 yield '', chunk.message_start_time, chunk.message_end_time
             elif by_topic:
                 for channel, offset in chunk.message_index_offsets.items():
-                    stamps = _indexed_ns(storage, offset)
-                    yield storage.channels[channel].topic, min(stamps), max(stamps)
+                    if stamps := _indexed_ns(storage, offset):  # some writers index channels that say nothing
+                        yield storage.channels[channel].topic, min(stamps), max(stamps)
     elif isinstance(storage, Sqlite3Reader) and storage.dbconn is not None:
         for topic, stamp in storage.dbconn.execute(
             'SELECT topics.name, timestamp FROM messages JOIN topics ON topic_id = topics.id ORDER BY messages.id'

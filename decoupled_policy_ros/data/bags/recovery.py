@@ -80,8 +80,10 @@ def recover(folder: str | Path) -> list[Recovery]:
     for kind, path in list(_find(folder)):
         try:
             recovery = _recover_episode(path) if kind == 'episode' else _recover_bag(path)
-        except (DatasetError, OSError) as error:
-            recovery = Recovery(path, None, f'not recovered: {error}', failed=True)
+        except (
+            Exception
+        ) as error:  # one does not keep the others from being recovered, whatever is wrong with it
+            recovery = Recovery(path, None, f'not recovered: {error!r}', failed=True)
         if recovery is not None:
             done.append(recovery)
     return done
@@ -139,7 +141,7 @@ def _recover_episode(partial: Path) -> Recovery | None:
 
 def _finish_episode(partial: Path) -> Recovery:
     progress = _read_progress(partial)
-    topics: dict[str, Any] = progress.get('topics', {})
+    topics = _noted_topics(progress)
     received = {name: int(topic['received']) for name, topic in topics.items()}
     bag = next(iter(sorted(partial.glob('*.mcap'))), None)
     scan = scan_mcap(bag) if bag is not None else Scan(0)
@@ -163,6 +165,13 @@ def _finish_episode(partial: Path) -> Recovery:
         write_json(partial / EPISODE_FILE, _recovered_header(header, topics, repair, done, scan.size))
     publish(partial, _final_path(partial).name)
     return done
+
+
+def _noted_topics(progress: dict[str, Any]) -> dict[str, Any]:
+    """What was noted of each topic; a note that a power cut left half written may be anything."""
+    topics = progress.get('topics')
+    noted = topics.items() if isinstance(topics, dict) else ()
+    return {name: t for name, t in noted if isinstance(t, dict) and isinstance(t.get('received'), int)}
 
 
 def _damage(bag: Path, scan: Scan) -> str:

@@ -31,6 +31,10 @@ from decoupled_policy_ros.errors import DatasetError
 RECORD_HEAD = struct.Struct('<BQ')
 #: Of a chunk without compression, what stands before its records: times, size, checksum, '', length.
 CHUNK_HEAD = struct.Struct('<QQQIIQ')
+#: Of a message index: channel, bytes of pairs.
+INDEX_HEAD = struct.Struct('<HI')
+#: Length of the record that ends the messages: a checksum.
+DATA_END_BYTES = 4
 #: Longer than any record that a recorder writes; a length beyond it is damage.
 _MAX_RECORD_BYTES = 2**32
 
@@ -124,6 +128,8 @@ def _scan(file: BinaryIO) -> Scan:
         while (record := _read_record(file)) is not None:
             opcode, body, is_whole = record
             if opcode == Opcode.DATA_END:
+                if is_whole and len(body) != DATA_END_BYTES:
+                    raise ValueError(f'an end of {len(body)} bytes')
                 found.data_is_complete = is_whole
                 break
             if not is_whole:
@@ -154,7 +160,20 @@ def _read_record(file: BinaryIO) -> tuple[int, bytes, bool] | None:
     if length > _MAX_RECORD_BYTES:
         raise ValueError(f'a record of {length} bytes')
     body = file.read(length)
+    if len(body) < length and (told := _told_length(opcode, body)) not in (None, length):
+        raise ValueError(f'a record of {length} bytes that says it has {told}')
     return opcode, body, len(body) == length
+
+
+def _told_length(opcode: int, body: bytes) -> int | None:
+    """Length of a record that is torn by what stands in it: by another one its head is damaged, and more may follow."""
+    if opcode == Opcode.MESSAGE_INDEX and len(body) >= INDEX_HEAD.size:
+        return INDEX_HEAD.size + int(INDEX_HEAD.unpack_from(body)[1])
+    if opcode == Opcode.CHUNK and len(body) >= CHUNK_HEAD.size:
+        records = CHUNK_HEAD.size - 8 + int(CHUNK_HEAD.unpack_from(body)[4])
+        if len(body) >= records + 8:
+            return records + 8 + int.from_bytes(body[records : records + 8], 'little')
+    return None
 
 
 def _keep(found: Scan, opcode: int, body: bytes) -> None:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import signal
-import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,12 +19,13 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions, install_signal_handlers, uninstall_signal_handlers
+from rclpy.signals import SignalHandlerOptions
 from rclpy.wait_for_message import wait_for_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
+from decoupled_policy_ros.nodes.signals import shut_down_by_signals
 from decoupled_policy_ros.robot.description import RobotDescription, description_topic, load_robot
 from decoupled_policy_ros.robot.poses import pose_from_position_quat, position_quat_from_pose
 
@@ -256,67 +253,6 @@ def missing_module(error: ModuleNotFoundError) -> str:
     """One line on a Python module that is not installed: rosdep has no keys for some that the nodes need."""
     module = (error.name or str(error)).partition('.')[0]
     return f'Python module {module!r} is not installed: pip install {_PIP_NAMES.get(module, module)}'
-
-
-@contextmanager
-def interrupt_later() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the end of the block, which then raises KeyboardInterrupt.
-
-    Compiled code makes another error of a KeyboardInterrupt, and one within Popen leaves a child that nobody knows of.
-    """
-    seen: list[int] = []
-    # A function and not SIG_IGN, which children would inherit.
-    previous = {
-        number: signal.signal(number, lambda number, frame: seen.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if seen:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def shut_down_by_signals(wind_down: Callable[[], None]) -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM shut the context down, once `wind_down` has returned, and do no more.
-
-    They interrupt no code: a KeyboardInterrupt would come out of compiled code as whatever error that makes of it.
-    `wind_down` is called on another thread and the executor goes on meanwhile: with rclpy's own handlers nobody could
-    say a last word. Under ros2 launch Ctrl-C arrives twice; the second one changes nothing.
-    """
-
-    def wait() -> None:
-        while number := reader.recv(1):
-            if number[0] not in ends:
-                continue
-            try:
-                wind_down()
-            finally:  # rclpy's own way, which wakes whoever waits
-                install_signal_handlers(SignalHandlerOptions.ALL)
-                signal.raise_signal(signal.SIGTERM)
-            return
-
-    ends = (signal.SIGINT, signal.SIGTERM)
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    thread = threading.Thread(target=wait, name='signals', daemon=True)
-    thread.start()
-    # Python would only look at a signal once the executor comes back from waiting; the socket hears of it at once.
-    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    for number in ends:
-        signal.signal(number, lambda number, frame: None)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(-1)
-        writer.shutdown(socket.SHUT_RDWR)  # also where a child has a copy of it
-        writer.close()
-        thread.join()
-        reader.close()
-        uninstall_signal_handlers()  # else they can not be installed again
 
 
 def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int:

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from decoupled_policy_ros.files import write_json
-from decoupled_policy_ros.nodes.common import interrupt_later
 from decoupled_policy_ros.nodes.demo_client import POLICY, SIMULATOR, DemoClient, DemoError
 from decoupled_policy_ros.nodes.demo_film import Film, compose
+from decoupled_policy_ros.nodes.signals import interrupt_later
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.sim.tasks import sim_task
 

@@ -20,7 +20,8 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from decoupled_policy_ros.errors import DecoupledPolicyError
-from decoupled_policy_ros.nodes.common import LATCHED, STATE, interrupt_later, time_ns
+from decoupled_policy_ros.nodes.common import LATCHED, STATE, time_ns
+from decoupled_policy_ros.nodes.signals import interrupt_later
 from decoupled_policy_ros.observation.messages import image_to_array
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.runtime.states import HOLDING

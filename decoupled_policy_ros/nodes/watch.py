@@ -21,8 +21,9 @@ from rich.live import Live
 from rich.text import Text
 
 from decoupled_policy_ros.errors import ConfigError
-from decoupled_policy_ros.nodes.common import LATCHED, interrupt_later
+from decoupled_policy_ros.nodes.common import LATCHED
 from decoupled_policy_ros.nodes.dashboard import SILENCE_S, Board
+from decoupled_policy_ros.nodes.signals import interrupt_later
 
 #: Nodes speak once a second: so long (s) after the first one everybody has.
 ROUND_S = 1.2

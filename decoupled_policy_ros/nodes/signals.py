@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM: they ask a process to end, and interrupt no code."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rclpy.signals import SignalHandlerOptions, install_signal_handlers, uninstall_signal_handlers
+
+
+@contextmanager
+def interrupt_later() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the end of the block, which then raises KeyboardInterrupt.
+
+    Compiled code makes another error of a KeyboardInterrupt, and one within Popen leaves a child that nobody knows of.
+    """
+    seen: list[int] = []
+    # A function and not SIG_IGN, which children would inherit.
+    previous = {
+        number: signal.signal(number, lambda number, frame: seen.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if seen:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def shut_down_by_signals(wind_down: Callable[[], None]) -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM shut the context down, once `wind_down` has returned, and do no more.
+
+    They interrupt no code: a KeyboardInterrupt would come out of compiled code as whatever error that makes of it.
+    `wind_down` is called on another thread and the executor goes on meanwhile: with rclpy's own handlers nobody could
+    say a last word. Under ros2 launch Ctrl-C arrives twice; the second one changes nothing.
+    """
+
+    def wait() -> None:
+        while number := reader.recv(1):
+            if number[0] not in ends:
+                continue
+            try:
+                wind_down()
+            finally:  # rclpy's own way, which wakes whoever waits
+                install_signal_handlers(SignalHandlerOptions.ALL)
+                signal.raise_signal(signal.SIGTERM)
+            return
+
+    ends = (signal.SIGINT, signal.SIGTERM)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    thread = threading.Thread(target=wait, name='signals', daemon=True)
+    thread.start()
+    # Python would only look at a signal once the executor comes back from waiting; the socket hears of it at once.
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    for number in ends:
+        signal.signal(number, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        writer.shutdown(socket.SHUT_RDWR)  # also where a child has a copy of it
+        writer.close()
+        thread.join()
+        reader.close()
+        uninstall_signal_handlers()  # else they can not be installed again

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request, missing_joints, well_formed
@@ -136,17 +135,11 @@ class Follower:
 
     def _away(self, now_ns: int) -> Finding | None:
         """Whether the arm is too far from where it was told to be last."""
-        joints_rad, settings = self._joints.positions(now_ns), self._guard.settings
-        if self._motion is None or not self.started or joints_rad is None or not settings.looks_at('join'):
+        joints_rad = self._joints.positions(now_ns)
+        if self._motion is None or not self.started or joints_rad is None:
             return None
         told, arm = self._motion.state(self._last_ns).pose, self._kinematics.forward(joints_rad)
-        away_m = float(np.linalg.norm(told[:3, 3] - arm[:3, 3]))
-        away_rad = float(Rotation.from_matrix(arm[:3, :3].T @ told[:3, :3]).magnitude())
-        for value, limit, unit in ((away_m, settings.join_m, 'm'), (away_rad, settings.join_rad, 'rad')):
-            if value > limit:
-                detail = 'the way from the arm to the last command'
-                return Finding('join', Outcome.REJECT, value, limit, unit, detail=detail)
-        return None
+        return self._guard.apart(told, arm, detail='the way from the arm to the last command')
 
     def hold(self, now_ns: int, reason: str) -> None:
         """Come to rest, for a reason."""

@@ -80,10 +80,9 @@ def recover(folder: str | Path) -> list[Recovery]:
     for kind, path in list(_find(folder)):
         try:
             recovery = _recover_episode(path) if kind == 'episode' else _recover_bag(path)
-        except (
-            Exception
-        ) as error:  # one does not keep the others from being recovered, whatever is wrong with it
-            recovery = Recovery(path, None, f'not recovered: {error!r}', failed=True)
+        except Exception as error:  # whatever is wrong with one, the others are recovered
+            reason = str(error) if isinstance(error, (DatasetError, OSError)) else repr(error)
+            recovery = Recovery(path, None, f'not recovered: {reason}', failed=True)
         if recovery is not None:
             done.append(recovery)
     return done

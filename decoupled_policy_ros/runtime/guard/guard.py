@@ -109,7 +109,7 @@ class Guard:
         findings: list[Finding] = []
         wanted, clamped = self._into_workspace(request)
         findings += clamped
-        if joined := self._join(request.start, wanted[0], request.first):
+        if joined := self.apart(request.start.pose, wanted[0], request.first):
             return Verdict(None, (*findings, joined))
         joints: JointPath | None = None
         if self.settings.needs_joints:
@@ -142,17 +142,19 @@ class Guard:
         )
         return wanted, [found]
 
-    def _join(self, start: MotionState, pose: Array, first: int) -> Finding | None:
-        """Whether the first waypoint is too far from where the arm is told to be."""
+    def apart(
+        self, told: Array, other: Array, waypoint: int | None = None, detail: str = ''
+    ) -> Finding | None:
+        """Whether a pose (4, 4) is too far from where the arm is told to be (4, 4)."""
         if not self.settings.looks_at('join'):
             return None
-        far_m = float(np.linalg.norm(pose[:3, 3] - start.pose[:3, 3]))
-        turn = Rotation.from_matrix(start.pose[:3, :3].T @ pose[:3, :3]).magnitude()
+        far_m = float(np.linalg.norm(other[:3, 3] - told[:3, 3]))
+        turn = Rotation.from_matrix(told[:3, :3].T @ other[:3, :3]).magnitude()
         for value, limit, unit in (
             (far_m, self.settings.join_m, 'm'), (float(turn), self.settings.join_rad, 'rad')
         ):  # fmt: skip
             if value > limit:
-                return Finding('join', Outcome.REJECT, value, limit, unit, first)
+                return Finding('join', Outcome.REJECT, value, limit, unit, waypoint, detail)
         return None
 
     def _follow(self, request: Request, wanted: Array) -> tuple[JointPath, Finding | None]:

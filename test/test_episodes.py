@@ -284,6 +284,18 @@ def test_what_follows_damage_is_kept_beside_what_was_saved(store):
     assert recover(store.folder) == []
 
 
+def test_a_full_disk_leaves_no_half_copy_of_what_follows_damage(store):
+    path, chunks = partial_episode(store)
+    flip(path, chunks[2] + 500)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    with file_size_limit(path.parent, len(path.read_bytes()) - chunks[2] - 1) as reason:
+        (recovery,) = recover(store.folder)
+    assert recovery.failed and f'.mcap.rest can not be written: {reason}' in recovery.note
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+    (recovery,) = recover(store.folder)  # once there is room
+    assert read_numbers(recovery.path) == list(range(200))
+
+
 @pytest.mark.parametrize('what', ['length of a chunk', 'length of an index', 'kind of an index'])
 def test_a_flipped_bit_that_looks_like_the_end_of_the_file_costs_no_chunk(store, what):
     path, chunks = partial_episode(store)
@@ -503,10 +515,10 @@ LIMIT_BYTES = 25 * 2**20
 
 
 @contextmanager
-def file_size_limit(folder):
+def file_size_limit(folder, limit_bytes=LIMIT_BYTES):
     """Have the kernel refuse to let any file of this process grow beyond a size."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:
         yield 'File too large'
     finally:

@@ -180,11 +180,15 @@ def _damage(bag: Path, scan: Scan) -> str:
 def _keep_rest(bag: Path, scan: Scan) -> Path:
     """Copy what the repair is going to cut off: after damage, unlike after a torn end, there may be whole chunks."""
     rest = bag.with_name(f'{bag.name}{REST_SUFFIX}')
-    with bag.open('rb') as file, rest.open('wb') as copy:
-        file.seek(scan.kept_end)
-        shutil.copyfileobj(file, copy)
-        copy.flush()
-        os.fsync(copy.fileno())
+    try:
+        with bag.open('rb') as file, rest.open('wb') as copy:
+            file.seek(scan.kept_end)
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
+    except OSError as error:  # half a copy takes up what is left of a full disk
+        rest.unlink(missing_ok=True)
+        raise DatasetError(f'{rest} can not be written: {error.strerror}') from error
     return rest
 
 

@@ -6,6 +6,7 @@ of seconds (but for some 200 bytes of joints and actions a frame).
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -81,6 +82,10 @@ def convert_bag(task: BagTask) -> dict[str, Any]:
             disk is full. Then nothing is left.
     """
     partial = task.folder.with_name(f'{task.folder.name}.part-{uuid.uuid4().hex[:8]}')
+    for left in task.folder.parent.glob(
+        f'{glob.escape(task.folder.name)}.part-*'
+    ):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         with Bag(task.bag) as bag:

@@ -60,7 +60,8 @@ class Arm:
         self.kinematics = Kinematics(self.robot)
         self.names = list(self.robot.all_joint_names)
         reliability = ReliabilityPolicy.BEST_EFFORT if options.best_effort else ReliabilityPolicy.RELIABLE
-        qos = QoSProfile(depth=10, reliability=reliability)
+        # What a reader on a busy machine has not confirmed for a second is sent all the same.
+        qos = QoSProfile(depth=1000, reliability=reliability)
         self.node = rclpy.create_node('arm_publisher')
         self.states = self.node.create_publisher(JointState, 'joint_states', qos)
         self.poses = self.node.create_publisher(PoseStamped, self.robot.topics['current_pose'], qos)

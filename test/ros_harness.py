@@ -222,12 +222,23 @@ class Peer(SpunNode):
         return self.wait_for(lambda: self._received[topic][-1:], topic)[0]
 
     def call(self, kind: type, name: str, request: Any) -> Any:
-        """Ask a service and wait for its answer."""
+        """Ask a service and wait for its answer; where none comes for long, ask once more.
+
+        A busy node may not have found this client yet when it answers, and then DDS drops the answer.
+        """
         client = self.create_client(kind, name)
         try:
             assert client.wait_for_service(TIMEOUT_S), f'no service {name}'
-            future = client.call_async(request)
-            return self.wait_for(lambda: future.done() and future.result(), f'an answer of {name}')
+            futures, asked_at = [client.call_async(request)], time.monotonic()
+
+            def answer() -> Any:
+                nonlocal asked_at
+                if time.monotonic() - asked_at > TIMEOUT_S / 4:
+                    futures.append(client.call_async(request))
+                    asked_at = time.monotonic()
+                return next((future.result() for future in futures if future.done()), None)
+
+            return self.wait_for(answer, f'an answer of {name}')
         finally:
             self.destroy_client(client)
 

@@ -34,7 +34,8 @@ class SpunNode(Node):
             self._executor.spin()
 
     def close(self) -> None:
-        """Stop spinning and leave the graph."""
+        """Stop spinning and leave the graph: the context alone leaves a node there until it is garbage."""
         self._executor.shutdown()
-        self._context.try_shutdown()
         self._thread.join(10)
+        self.destroy_node()
+        self._context.try_shutdown()

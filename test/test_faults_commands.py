@@ -83,7 +83,9 @@ def test_a_policy_gives_way_to_an_operator(node, cell, tmp_path):
         joy.publish(Joy(axes=axes, buttons=[pressed[0] * (i == DEADMAN) for i in range(11)]))
 
     timer = cell.create_timer(0.05, hold)
-    with node_process('teleop_node', tmp_path / 'teleop.log', {'recorder': 'nobody'}):
+    # The cell may be silent for a while on a busy machine, and the operator would let go of the arm.
+    parameters = {'recorder': 'nobody', 'state_timeout_s': 5.0}
+    with node_process('teleop_node', tmp_path / 'teleop.log', parameters):
         cell.says('teleop_node', 'deadman released')
         cell.is_moving()  # nobody else commands yet
         silent = '/teleop_node on /target_pose'
@@ -179,4 +181,4 @@ def test_killed_in_the_middle_of_a_motion_and_started_again(tmp_path):
             assert 'Traceback' not in first.output() + second.output()
     finally:
         cell.close()
-    assert np.linalg.norm(begins[:3, 3] - stood[:3, 3]) < 0.005
+    assert np.linalg.norm(begins[:3, 3] - stood[:3, 3]) < 1e-4

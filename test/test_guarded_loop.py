@@ -119,6 +119,31 @@ def test_every_command_of_an_untrained_network_keeps_the_limits(make):
     assert int(values['guard_checked']) >= 3 and int(values['guard_time_scale_linear_acceleration']) >= 1
 
 
+def test_the_first_command_is_where_the_arm_is_however_long_the_first_check_took(make):
+    stage = make(LENIENT)
+    guard, checked_ns = stage.loop._steering.guard, []
+    check = guard.check
+
+    def slow(request) -> Verdict:
+        verdict = check(request)
+        if not checked_ns:
+            stage.now_ns += 2 * PERIOD_NS
+        checked_ns.append(request.start_ns)
+        return verdict
+
+    guard.check = slow
+    stage.loop.start(enabled=True)
+    stage.observe()
+    stage.tick()
+    wait_for(lambda: stage.outputs.chunks)
+    for _ in range(2):
+        stage.tick()
+    (_, first), (_, second), *_ = wait_for(lambda: stage.outputs.commands[1:] and stage.outputs.commands)
+    np.testing.assert_allclose(first, Kinematics(ROBOT).forward(ROBOT.home_rad), atol=1e-9)
+    assert not np.array_equal(first, second)
+    assert checked_ns[1] > checked_ns[0] + 2 * PERIOD_NS
+
+
 def test_a_rejected_chunk_is_said_and_tried_again_with_the_next_frame(make):
     stage = make(GuardSettings())
     stage.joints.known = False

@@ -384,6 +384,28 @@ def test_a_stream_is_followed_with_a_small_lag():
     assert not follow.holding
 
 
+@pytest.mark.parametrize('late_s', [0.0, 0.02, 0.15])
+def test_the_first_command_is_where_the_arm_is_however_late_it_is(late_s):
+    follow = follower(Arm())
+    assert follow.target(ahead(0.03)[0], BEGIN_NS) is None
+    now_ns = BEGIN_NS + round(late_s * SECOND)
+    np.testing.assert_allclose(follow.command(now_ns), HOME, atol=1e-9)
+    assert follow.command(now_ns + TICK_NS)[0, 3] > HOME[0, 3] + 1e-4
+
+
+@pytest.mark.parametrize('trouble', ['stale', 'joint_state', 'disabled'])
+def test_what_speaks_against_a_target_before_the_first_command_leaves_it_out(trouble):
+    arm = Arm()
+    follow = follower(arm)
+    follow.target(ahead(0.03)[0], BEGIN_NS)
+    now_ns = BEGIN_NS + (SECOND if trouble == 'stale' else TICK_NS)
+    arm.known = trouble != 'joint_state'
+    if trouble == 'disabled':
+        follow.hold(now_ns, trouble)
+    assert follow.command(now_ns) is None
+    assert trouble in follow.reason and follow.command(now_ns + TICK_NS) is None
+
+
 def test_a_stream_that_ends_comes_to_rest_and_is_picked_up_again():
     arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
     follow = follower(arm)

@@ -93,12 +93,17 @@ class Commander:
 
     def adopt(self, joined: Joined, plan: Plan) -> bool:
         """Follow a chunk as it is planned; False if the plan came too late, and another one is needed."""
-        if not self._steering.adopt(plan):
+        if self._begins_too_late(plan) or not self._steering.adopt(plan):
             return False
         self.chunk, self._refusal = joined.chunk, None
         self.statistics.add_chunk(plan.chunk, plan.begins_ns)
         self._outputs.publish_chunk(plan.chunk, joined.others)
         return True
+
+    def _begins_too_late(self, plan: Plan) -> bool:
+        """Whether a first command would already be on the way, and not where the arm is."""
+        first = plan.path is not None and plan.after is None
+        return first and not self._settings.lockstep and plan.begins_ns < self._now_ns()
 
     def reject(self, error: InferenceError | ValueError, frame_ns: int, now_ns: int) -> None:
         """What came of the frame of a stamp can't be followed."""

@@ -49,6 +49,7 @@ class Follower:
     def reset(self) -> None:
         """Forget what was commanded: the next target is approached from where the arm is, at rest."""
         self._motion: Path | Stop | None = None
+        self._target: Array | None = None  # the latest that was let through
         self._last_ns = self._target_ns = 0
         self.reason = 'no target yet'
 
@@ -69,9 +70,9 @@ class Follower:
 
     def target(self, pose_base_ee: Array, now_ns: int) -> Finding | None:
         """Go to a pose (4, 4) from now on; what it is refused for, if it is, and then the arm comes to rest."""
-        found = well_formed(pose_base_ee[None]) or self._checked(pose_base_ee, now_ns)
-        if found is not None:
-            self.refuse(found, now_ns)
+        found = self._go(pose_base_ee, now_ns)
+        if found is None:
+            self._target, self._target_ns, self.reason = pose_base_ee, now_ns, ''
         return found
 
     def refuse(self, found: Finding, now_ns: int) -> None:
@@ -95,10 +96,18 @@ class Follower:
             self.statistics.found((away,))
             self.reset()
             self.reason = str(away)
+        elif not self.started and not self.holding and self._target is not None:
+            self._go(self._target, now_ns)  # afresh, for the first command is to be where the arm is
         if self._motion is None:
             return None
         self._last_ns = now_ns
         return self._motion.state(now_ns).pose
+
+    def _go(self, pose_base_ee: Array, now_ns: int) -> Finding | None:
+        found = well_formed(pose_base_ee[None]) or self._checked(pose_base_ee, now_ns)
+        if found is not None:
+            self.refuse(found, now_ns)
+        return found
 
     def _checked(self, pose_base_ee: Array, now_ns: int) -> Finding | None:
         joints_rad = self._joints.positions(now_ns)
@@ -130,7 +139,7 @@ class Follower:
             self.statistics.found(f for f in verdict.findings if f is not rejection)
             return rejection
         self.statistics.add(verdict)
-        self._motion, self._target_ns, self.reason = verdict.path, now_ns, ''
+        self._motion = verdict.path
         return None
 
     def _away(self, now_ns: int) -> Finding | None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there bef
     from decoupled_policy_ros.runtime.engine import Engine
     from decoupled_policy_ros.runtime.states import Outputs
 
-#: How often a chunk is planned anew because commands went on meanwhile.
+#: How often a chunk is planned anew because its path should have begun meanwhile.
 PLANS = 3
 
 
@@ -286,7 +286,9 @@ class PolicyLoop(Exchangeable):
                 )
                 self._ticked.notify()
                 return True
-        raise ChunkRejected(f'commands were ahead of the chunk {PLANS} times: planning takes too long')
+        raise ChunkRejected(
+            f'planned {PLANS} times, and each time too late to begin: planning takes too long'
+        )
 
     def _reject(
         self, error: InferenceError | ValueError, generation: int, seen: Observation, now_ns: int

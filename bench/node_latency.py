@@ -154,15 +154,15 @@ def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
         time.sleep(1.5)  # the last diagnostics
         values = listener.values()
         published_ns = np.array(listener.published_ns[first:])
-        travelled_ms = (np.array(listener.received_ns[first:]) - published_ns) * 1e-6
+        travelled_ms = (np.array(listener.received_ns[first:][: len(published_ns)]) - published_ns) * 1e-6
         assert 'Traceback' not in node.output(), node.output()
     finally:
         node.stop()
         for process in robot:
             process.stop() if isinstance(process, NodeProcess) else process.kill()
         listener.close()
-    # From one scene to the next there are no commands.
-    running = np.diff(listener.stamps_ns[first:]) < 1.5e9 / rate_hz
+    # From one scene to the next there are no commands, and the node's last ones bring the arm to rest.
+    running = np.diff(listener.stamps_ns[first:][: len(published_ns)]) < 1.5e9 / rate_hz
     errors_ms = np.abs(np.diff(published_ns)[running] * 1e-6 - 1e3 / rate_hz)
     minutes = [s['t_s'] / 60.0 for s in samples]
     resident = [s['rss_mb'] for s in samples]

@@ -170,10 +170,8 @@ def test_short_pieces_are_left_out_and_counted(tmp_path):
 def test_a_part_whose_process_was_killed_before_it_could_say_so_is_made_again(tmp_path):
     task = task_for(write_bag(tmp_path / 'bag', Arm(seconds=1.0).messages()), tmp_path / 'parts' / 'bag')
     first = convert_bag(task)
-    half = task.folder.with_name(
-        f'{task.folder.name}.part-0f0f0f0f'
-    )  # of another that was killed in the middle
-    shutil.copytree(task.folder, half)
+    # One of another process that was killed in the middle.
+    shutil.copytree(task.folder, task.folder.with_name(f'{task.folder.name}.part-0f0f0f0f'))
     again = convert_bag(task)
     assert again['pieces'] == first['pieces']
     assert beside(tmp_path / 'parts') == ['bag']

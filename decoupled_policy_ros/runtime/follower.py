@@ -49,7 +49,6 @@ class Follower:
     def reset(self) -> None:
         """Forget what was commanded: the next target is approached from where the arm is, at rest."""
         self._motion: Path | Stop | None = None
-        self._target: Array | None = None  # the latest that was let through
         self._last_ns = self._target_ns = 0
         self.reason = 'no target yet'
 
@@ -72,7 +71,7 @@ class Follower:
         """Go to a pose (4, 4) from now on; what it is refused for, if it is, and then the arm comes to rest."""
         found = self._go(pose_base_ee, now_ns)
         if found is None:
-            self._target, self._target_ns, self.reason = pose_base_ee, now_ns, ''
+            self._target_ns, self.reason = now_ns, ''
         return found
 
     def refuse(self, found: Finding, now_ns: int) -> None:
@@ -96,8 +95,10 @@ class Follower:
             self.statistics.found((away,))
             self.reset()
             self.reason = str(away)
-        elif not self.started and not self.holding and self._target is not None:
-            self._go(self._target, now_ns)  # afresh, for the first command is to be where the arm is
+        elif not self.started and isinstance(
+            self._motion, Path
+        ):  # afresh: the first command is where the arm is
+            self._go(self._motion.poses_base_ee[-1], now_ns)
         if self._motion is None:
             return None
         self._last_ns = now_ns

@@ -82,9 +82,8 @@ def convert_bag(task: BagTask) -> dict[str, Any]:
             disk is full. Then nothing is left.
     """
     partial = task.folder.with_name(f'{task.folder.name}.part-{uuid.uuid4().hex[:8]}')
-    for left in task.folder.parent.glob(
-        f'{glob.escape(task.folder.name)}.part-*'
-    ):  # by a process that was killed
+    parts = f'{glob.escape(task.folder.name)}.part-*'
+    for left in task.folder.parent.glob(parts):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     try:
         partial.mkdir(parents=True)

@@ -92,3 +92,26 @@ def test_one_node_after_the_other_ends_with_its_own_signals_only():
     done = subprocess.run([sys.executable, '-c', AGAIN], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split('\n') == ['USR1', 'ended late', 'ended early', 'ended early', '']
+
+
+SLOW_SHUTDOWN = """
+import os, signal, threading
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerGuardCondition
+from decoupled_policy_ros.nodes.common import spin_main
+
+class Idle(Node):  # nothing but Ctrl-C wakes its executor
+    def __init__(self):
+        super().__init__('idle')
+        # rclpy's handlers wake all these, milliseconds of work, between the executor and the shutting down.
+        self.others = [SignalHandlerGuardCondition(self.context) for _ in range(20_000)]
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+raise SystemExit(spin_main(Idle))
+"""
+
+
+@pytest.mark.process
+def test_an_idle_node_ends_even_if_it_wakes_before_its_context_is_shut_down():
+    done = subprocess.run([sys.executable, '-c', SLOW_SHUTDOWN], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, '')

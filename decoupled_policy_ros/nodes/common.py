@@ -263,9 +263,9 @@ def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int
     package, or a module that is not installed, ends the process with its message in one line and status 1.
     """
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    executor = SingleThreadedExecutor()
     node: Node | None = None
     with shut_down_by_signals(lambda: getattr(node, 'wind_down', lambda: None)()):
-        executor = SingleThreadedExecutor()
         try:
             node = factory()
             executor.add_node(node)

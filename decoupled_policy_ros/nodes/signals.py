@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import rclpy
 from rclpy.signals import SignalHandlerOptions, install_signal_handlers, uninstall_signal_handlers
 
 
@@ -47,8 +48,11 @@ def shut_down_by_signals(wind_down: Callable[[], None]) -> Iterator[None]:
                 continue
             try:
                 wind_down()
-            finally:  # rclpy's own way, which wakes whoever waits
-                install_signal_handlers(SignalHandlerOptions.ALL)
+            finally:
+                # In this order: rclpy's own handlers wake the executor before they shut the context down, and one that
+                # is the faster of the two waits again, for ever.
+                rclpy.try_shutdown()
+                install_signal_handlers(SignalHandlerOptions.ALL)  # wake what waits without an executor
                 signal.raise_signal(signal.SIGTERM)
             return
 

@@ -6,6 +6,7 @@ import threading
 from contextlib import suppress
 
 import rclpy
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
@@ -23,6 +24,7 @@ class SpunNode(Node):
         super().__init__(name, namespace=namespace, context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self)
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True)
 
     def spin_in_background(self) -> None:
@@ -31,10 +33,13 @@ class SpunNode(Node):
 
     def _spin(self) -> None:
         with suppress(ExternalShutdownException):
-            self._executor.spin()
+            while self._context.ok() and not self._closing.is_set():
+                with suppress(InvalidHandle):  # the test destroyed something while the executor looked at it
+                    self._executor.spin()
 
     def close(self) -> None:
         """Stop spinning and leave the graph: the context alone leaves a node there until it is garbage."""
+        self._closing.set()
         self._executor.shutdown()
         self._thread.join(10)
         self.destroy_node()

@@ -203,7 +203,7 @@ def test_the_shipped_policy_keeps_the_limits_in_the_node(tmp_path):
         'task': 'lift', 'use_sim_time': True, 'lockstep': True, 'enabled': False, 'autostart': True,
         'denoising_steps': 4,
     }  # fmt: skip
-    simulator = {'real_time_factor': 0.0, 'lockstep_timeout_s': 30.0}
+    simulator = {'real_time_factor': 0.0, 'lockstep_timeout_s': 120.0}
     try:
         with (
             node_process('sim_robot_node', tmp_path / 'sim.log', simulator),

@@ -72,7 +72,7 @@ def without_ros(task_folder: Path, begins_ns: int) -> tuple[np.ndarray, np.ndarr
 def test_over_dds_it_is_the_same_run_as_without_ros(task_folder, tmp_path):
     """However slow either process is: the simulated clock waits for each command, so nothing depends on timing."""
     peer = PolicyPeer()
-    simulator = {'seed': SEED - 1, 'real_time_factor': 0.0, 'lockstep_timeout_s': 30.0}
+    simulator = {'seed': SEED - 1, 'real_time_factor': 0.0, 'lockstep_timeout_s': 120.0}
     policy = {
         'task': str(task_folder), 'use_sim_time': True, 'lockstep': True, 'denoising_steps': DENOISING_STEPS,
         'seed': SEED, 'enabled': False, 'autostart': True, 'threads': 1, 'guard': False,

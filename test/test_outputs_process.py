@@ -27,7 +27,7 @@ def test_joint_trajectories_drive_the_arm_and_it_comes_to_rest_when_told(tmp_pat
         'task': 'lift', 'use_sim_time': True, 'lockstep': True, 'enabled': False, 'autostart': True,
         'denoising_steps': 4, 'output': 'joint_trajectory',
     }  # fmt: skip
-    simulator = {'real_time_factor': 0.0, 'lockstep_timeout_s': 30.0}
+    simulator = {'real_time_factor': 0.0, 'lockstep_timeout_s': 120.0}
     try:
         peer.record(JointTrajectory, 'joint_trajectory')
         peer.record(JointState, 'joint_states')

@@ -102,7 +102,7 @@ class Cell(PolicyPeer):
         self.is_moving()
 
     def goes_on(self, **faults: Any) -> None:
-        """With these faults the arm goes on: a hold now and then may be the machine's, which stood still for a moment."""
+        """With these faults the arm goes on; a hold now and then is that of a machine that stood still for a moment."""
         self.is_moving()
         self.body.faults = Faults(**faults)
         holds = [int(self.diagnostics('policy')['holds'])]

@@ -271,7 +271,8 @@ def test_what_is_lost_before_it_comes_here_is_counted_exactly(stage):
     stage.wait_until_heard()
     stage.record_for(1.0)
     recorder.process.send_signal(signal.SIGSTOP)
-    time.sleep(0.8)  # from a second on, the shared memory of Fast DDS may give a reader up for good (docs/reliability.md)
+    # From a second on, the shared memory of Fast DDS may give a reader up for good: docs/reliability.md.
+    time.sleep(0.8)
     recorder.process.send_signal(signal.SIGCONT)
     status, _ = stage.status(lambda v: int(v['lost']) > 20, 'the loss to be seen')
     assert status.level == DiagnosticStatus.WARN

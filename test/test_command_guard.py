@@ -13,7 +13,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_harness import NodeProcess, Peer, PolicyPeer, node_process
 from sensor_msgs.msg import JointState
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 
 from decoupled_policy_ros.nodes.command_guard_node import CommandGuardNode
 from decoupled_policy_ros.nodes.common import (
@@ -210,6 +210,7 @@ def test_the_shipped_policy_keeps_the_limits_in_the_node(tmp_path):
             node_process('policy_node', tmp_path / 'policy.log', policy) as node,
         ):
             peer.status('disabled', 'no commands')
+            assert peer.call(Trigger, 'sim_robot_node/reset', Trigger.Request()).success
             assert peer.call(SetBool, 'policy_node/enable', SetBool.Request(data=True)).success
             peer.wait_for(lambda: len(peer.received('target_pose')) >= 24, 'commands')
             values = peer.diagnostics('policy')

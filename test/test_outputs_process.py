@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ros_harness import PolicyPeer, node_process
 from sensor_msgs.msg import JointState
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, MultiDOFJointTrajectory
 
 from decoupled_policy_ros.nodes.common import COMMAND, time_ns
@@ -36,6 +36,7 @@ def test_joint_trajectories_drive_the_arm_and_it_comes_to_rest_when_told(tmp_pat
             node_process('policy_node', tmp_path / 'policy.log', policy) as node,
         ):
             peer.status('disabled', 'no commands')
+            assert peer.call(Trigger, 'sim_robot_node/reset', Trigger.Request()).success
             assert peer.call(SetBool, 'policy_node/enable', SetBool.Request(data=True)).success
             peer.wait_for(lambda: len(peer.received('joint_trajectory')) >= 4, 'trajectories')
             values = peer.diagnostics('policy')

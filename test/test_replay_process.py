@@ -77,7 +77,7 @@ def by_topic(replayed: Replayed) -> dict:
 @pytest.mark.sim
 def test_a_run_in_simulated_time_is_computed_again_bit_for_bit(tmp_path):
     """The shipped policy drives the simulated arm, with the guard."""
-    simulator = {'real_time_factor': 0.0, 'lockstep_timeout_s': 120.0}
+    simulator = {'real_time_factor': 0.0, 'lockstep_timeout_s': 30.0}
     policy = {**POLICY, 'task': 'lift', 'use_sim_time': True, 'lockstep': True}
     peer = PolicyPeer()
     try:

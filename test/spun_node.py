@@ -24,7 +24,6 @@ class SpunNode(Node):
         super().__init__(name, namespace=namespace, context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self)
-        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True)
 
     def spin_in_background(self) -> None:
@@ -33,13 +32,13 @@ class SpunNode(Node):
 
     def _spin(self) -> None:
         with suppress(ExternalShutdownException):
-            while self._context.ok() and not self._closing.is_set():
+            while True:
                 with suppress(InvalidHandle):  # the test destroyed something while the executor looked at it
                     self._executor.spin()
+                    return
 
     def close(self) -> None:
         """Stop spinning and leave the graph: the context alone leaves a node there until it is garbage."""
-        self._closing.set()
         self._executor.shutdown()
         self._thread.join(10)
         self.destroy_node()

@@ -95,9 +95,8 @@ class Follower:
             self.statistics.found((away,))
             self.reset()
             self.reason = str(away)
-        elif not self.started and isinstance(
-            self._motion, Path
-        ):  # afresh: the first command is where the arm is
+        elif not self.started and isinstance(self._motion, Path):
+            # Afresh: the first command is where the arm is.
             self._go(self._motion.poses_base_ee[-1], now_ns)
         if self._motion is None:
             return None

@@ -15,6 +15,7 @@ TEST = [
     'pytest>=8',
     'pytest-timeout>=2.3',
     'sentence-transformers>=3',
+    'tensorboard>=2.13',
 ]
 
 

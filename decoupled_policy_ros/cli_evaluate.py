@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
+from decoupled_policy_ros.errors import ConfigError
+
 if TYPE_CHECKING:
+    from decoupled_policy_ros.sim.benchmarks import Protocol
     from decoupled_policy_ros.training.rollout import Evaluation
 
 
@@ -23,8 +28,9 @@ class EvaluateOptions:
         seed: of the first scene; 0 by default, 100000 for MimicGen as in the literature.
         backbone: folder or name; the one that the task names by default.
         robot: robot description; panda_sim, ur5e_sim, iiwa_sim or kinova3_sim.
-        denoising_steps: of a chunk.
-        sampler: ddim or ddpm for a backbone of diffusion, euler for one of flow matching; the first by default.
+        denoising_steps: of a chunk; 10 by default, 100 for MimicGen.
+        sampler: ddim or ddpm for a backbone of diffusion, euler for one of flow matching; the first by default, and
+            ddpm for MimicGen.
         checkpoint: last weights of a policy, or the best in its folder `best`; last by default, best for MimicGen.
         instruction: what a policy with language is told; by default what each simulated task is about.
         guard: send chunks through the guard, with its defaults for the robot.
@@ -40,13 +46,15 @@ class EvaluateOptions:
         video: film the first 5 episodes of the first policy into this file.
         report: new folder for report.html, report.md, report.json, plots and films.
         films: first episodes of each policy and task that the report has films of.
+        paired: the first policy does the first task only, the second the second, and so on, around again for more
+            policies (of other training seeds); for a benchmark with a policy for each of its tasks.
     """
 
     episodes: int | None = None
     seed: int | None = None
     backbone: str | None = None
     robot: str = 'panda_sim'
-    denoising_steps: int = 10
+    denoising_steps: int | None = None
     sampler: str | None = None
     checkpoint: Literal['last', 'best'] | None = None
     instruction: str | None = None
@@ -63,6 +71,7 @@ class EvaluateOptions:
     video: Path | None = None
     report: Path | None = None
     films: int = 3
+    paired: bool = False
 
 
 def evaluate(
@@ -72,8 +81,8 @@ def evaluate(
 ) -> None:
     """Run policies in the closed loop with the simulator, and report success with a 95 % Wilson interval.
 
-    With several policies (of several training seeds, say) or tasks each policy does each task, and the report has
-    a summary over the policies besides.
+    With several policies (of several training seeds, say) or tasks each policy does each task, unless they are paired,
+    and the report has a summary over the policies of a task and over the tasks of a benchmark besides.
 
     Args:
         policy: task folders, or names in models/tasks.
@@ -88,15 +97,19 @@ def evaluate(
     if options.report is not None:  # now, and not after an hour of episodes: it needs a plotting library
         from decoupled_policy_ros.training.evaluation_report import VIDEOS, write_report
     tasks = [name for given in task for name in expanded(given)]
-    usual = common_protocol(tasks)
-    episodes = usual.episodes if options.episodes is None else options.episodes
-    seed = usual.first_seed if options.seed is None else options.seed
-    checkpoint = options.checkpoint or usual.checkpoint
-    specs = [_spec(p, t, checkpoint, options) for p in policy for t in tasks]
+    asked: dict[str, Any] = {
+        'checkpoint': options.checkpoint,
+        'episodes': options.episodes,
+        'seed': options.seed,
+        'denoising_steps': options.denoising_steps,
+        'sampler': options.sampler,
+    }
+    how = replace(common_protocol(tasks), **{key: value for key, value in asked.items() if value is not None})
+    specs = [_spec(p, t, how, options) for p, t in _pairs(policy, tasks, options.paired)]
     with nullcontext() if options.report is None else whole_folder(options.report) as folder:
         films = Films(folder / VIDEOS, options.films) if folder is not None else None
         evaluation = evaluate_all(
-            specs, episodes, seed, options.workers,
+            specs, how.episodes, how.seed, options.workers,
             video=options.video, lanes=options.lanes, ray=options.ray, films=films,
         )  # fmt: skip
         if options.json is not None:
@@ -108,7 +121,18 @@ def evaluate(
         Console().print(f'{options.report / "report.html"}', soft_wrap=True)
 
 
-def _spec(policy: str, task: str, checkpoint: str, options: EvaluateOptions) -> Evaluation:
+def _pairs(policies: Sequence[str], tasks: Sequence[str], paired: bool) -> list[tuple[str, str]]:
+    """Which policy does which task."""
+    if not paired:
+        return [(policy, task) for policy in policies for task in tasks]
+    if len(policies) % len(tasks):
+        raise ConfigError(
+            f'--paired takes one policy for each of the {len(tasks)} tasks, or a multiple of that; got {len(policies)}'
+        )
+    return list(zip(policies, itertools.cycle(tasks), strict=False))
+
+
+def _spec(policy: str, task: str, how: Protocol, options: EvaluateOptions) -> Evaluation:
     from decoupled_policy_ros.runtime.joining import JoinSettings
     from decoupled_policy_ros.training.rollout import Evaluation
 
@@ -117,9 +141,9 @@ def _spec(policy: str, task: str, checkpoint: str, options: EvaluateOptions) -> 
         task,
         options.backbone,
         options.robot,
-        options.denoising_steps,
-        checkpoint=checkpoint,
-        sampler=options.sampler,
+        how.denoising_steps,
+        checkpoint=how.checkpoint,
+        sampler=how.sampler,
         instruction=options.instruction,
         guard=options.guard,
         join=JoinSettings(options.inpaint, options.blend, options.ensemble, options.samples),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from decoupled_policy_ros.cli_evaluate import _pairs
 from decoupled_policy_ros.errors import CheckpointError, ConfigError, SimulationError
 from decoupled_policy_ros.robot import poses
 from decoupled_policy_ros.robot.description import load_robot
@@ -23,6 +24,7 @@ from decoupled_policy_ros.sim.tasks import TASKS, sim_task
 from decoupled_policy_ros.training.evaluation import evaluate_all, summary, wilson_interval
 from decoupled_policy_ros.training.rollout import Evaluation, checkpoint_folder
 from decoupled_policy_ros.training.scenes import TORN_STEP_M, largest_step_m
+from decoupled_policy_ros.training.validation import VALIDATION_SCENES
 
 
 def act(sim, expert, seed):
@@ -261,6 +263,48 @@ def test_policies_of_one_task_come_together_in_the_summary():
     assert alone['std_of_rates'] is None
 
 
+def test_a_benchmark_has_a_row_of_its_own_over_its_tasks():
+    """Policies of two seeds for each of two tasks: the mean is over tasks, the deviation over seeds."""
+    done = {('libero_goal/0', 'a0'): 50, ('libero_goal/1', 'b0'): 30, ('libero_goal/0', 'a1'): 40,
+            ('libero_goal/1', 'b1'): 10, ('lift', 'a0'): 1}  # fmt: skip
+    reports = [
+        {
+            'task': task,
+            'robot': 'panda_sim',
+            'episodes': 50,
+            'policy': policy,
+            'successes': k,
+            'success_rate': k / 50,
+        }
+        for (task, policy), k in done.items()
+    ]
+    *alone, suite = summary(reports)
+    assert [row['task'] for row in alone] == ['libero_goal/0', 'libero_goal/1', 'lift']
+    assert (suite['task'], suite['policies']) == ('libero_goal, 2 tasks', ['a0', 'a1', 'b0', 'b1'])
+    assert suite['wilson_95'] == wilson_interval(130, 200)
+    assert suite['rates'] == pytest.approx([0.8, 0.5])
+    assert suite['std_of_rates'] == pytest.approx(0.3 / np.sqrt(2))
+    assert len(summary(reports[1:])) == 3  # one task has a policy more: there is no mean over both
+
+
+def test_paired_policies_do_a_task_each():
+    tasks = ['libero_goal/0', 'libero_goal/1']
+    assert _pairs('AB', tasks, paired=False) == [
+        ('A', tasks[0]),
+        ('A', tasks[1]),
+        ('B', tasks[0]),
+        ('B', tasks[1]),
+    ]
+    assert _pairs('ABab', tasks, paired=True) == [
+        ('A', tasks[0]),
+        ('B', tasks[1]),
+        ('a', tasks[0]),
+        ('b', tasks[1]),
+    ]
+    with pytest.raises(ConfigError, match='each of the 2 tasks, or a multiple of that; got 3'):
+        _pairs('ABa', tasks, paired=True)
+
+
 @pytest.mark.sim
 def test_two_tasks_are_evaluated_in_one_go(small_policy_folders):
     backbone, task = small_policy_folders
@@ -294,21 +338,22 @@ def test_best_weights_are_a_folder_of_their_own(small_policy_folders):
 # Benchmarks
 
 
-# Task or suite: steps, weights, episodes of each task, first seed. From the paper's public code: MimicGen's horizons,
-# 50 rollouts from seed 100000 of the best checkpoint; LIBERO's horizons, 50 fixed starts of the last.
+# Task or suite: steps, weights, episodes of each task, first seed, denoising steps, sampler. From the paper's public
+# code: MimicGen's horizons, 50 rollouts from seed 100000 of the best checkpoint, DDPM; LIBERO's horizons, 50 fixed
+# starts of the last, DDIM.
 PROTOCOLS = {
-    'mimicgen/stack_d1': (270, 'best', 50, 100_000),
-    'mimicgen/square_d2': (383, 'best', 50, 100_000),
-    'mimicgen/coffee_d2': (560, 'best', 50, 100_000),
-    'mimicgen/threading_d2': (568, 'best', 50, 100_000),
-    'mimicgen/stack_three_d1': (638, 'best', 50, 100_000),
-    'mimicgen/hammer_cleanup_d1': (715, 'best', 50, 100_000),
-    'mimicgen/three_piece_assembly_d2': (838, 'best', 50, 100_000),
-    'mimicgen/mug_cleanup_d1': (845, 'best', 50, 100_000),
-    'libero_spatial': (280, 'last', 50, 0),
-    'libero_object': (280, 'last', 50, 0),
-    'libero_goal': (300, 'last', 50, 0),
-    'libero_10': (520, 'last', 50, 0),
+    'mimicgen/stack_d1': (270, 'best', 50, 100_000, 100, 'ddpm'),
+    'mimicgen/square_d2': (383, 'best', 50, 100_000, 100, 'ddpm'),
+    'mimicgen/coffee_d2': (560, 'best', 50, 100_000, 100, 'ddpm'),
+    'mimicgen/threading_d2': (568, 'best', 50, 100_000, 100, 'ddpm'),
+    'mimicgen/stack_three_d1': (638, 'best', 50, 100_000, 100, 'ddpm'),
+    'mimicgen/hammer_cleanup_d1': (715, 'best', 50, 100_000, 100, 'ddpm'),
+    'mimicgen/three_piece_assembly_d2': (838, 'best', 50, 100_000, 100, 'ddpm'),
+    'mimicgen/mug_cleanup_d1': (845, 'best', 50, 100_000, 100, 'ddpm'),
+    'libero_spatial': (280, 'last', 50, 0, 10, None),
+    'libero_object': (280, 'last', 50, 0, 10, None),
+    'libero_goal': (300, 'last', 50, 0, 10, None),
+    'libero_10': (520, 'last', 50, 0, 10, None),
 }
 
 
@@ -328,12 +373,14 @@ def test_the_benchmarks_are_these_and_no_others():
     assert names == {'mimicgen', *benchmarks.LIBERO_STEPS}
     assert set(benchmarks.expanded('mimicgen')) == {name for name in PROTOCOLS if '/' in name}
     assert benchmarks.TRAINING_SEEDS == (0, 42, 420)
-    assert benchmarks.common_protocol(['lift', 'stack']) == benchmarks.Protocol('last', 50, 0)
+    assert benchmarks.common_protocol(['lift', 'stack']) == benchmarks.Protocol('last', 50, 0, 10, None)
     with pytest.raises(ConfigError, match=r'mimicgen/stack_d1 and libero_10/0 can not be evaluated at once'):
         benchmarks.common_protocol(['mimicgen/stack_d1', 'libero_10/0'])
     for unknown in ('mimicgen/juggle', 'libero_90/1', 'libero_goal/10', 'libero_goal/'):
         with pytest.raises(SimulationError, match=r'mimicgen/stack_d1.*libero_spatial/0\.\.9'):
             sim_task(unknown)
+    with pytest.raises(SimulationError, match=r"'mimicgen', valid: can, detour"):
+        benchmarks.protocol('mimicgen')
 
 
 @pytest.mark.sim
@@ -378,7 +425,15 @@ def test_a_mimicgen_environment_is_driven_like_the_others(packages):
             """
         }
     )
-    with SimRobot('mimicgen/stack_d1', cameras={}, seed=3) as sim:
+    with SimRobot('mimicgen/stack_d1', cameras={'agentview': (32, 32)}, seed=3) as sim:
+        # Its episodes begin as the reset leaves the arm; what is seen after it is new all the same.
+        np.testing.assert_array_equal(sim.joint_velocities, 0.0)
+        stamp_ns, seen = sim.stamp_ns, sim.image('agentview')
+        sim.reset(4)
+        assert sim.stamp_ns > stamp_ns
+        assert not np.array_equal(sim.image('agentview'), seen)
+        sim.reset(3)
+        np.testing.assert_array_equal(sim.image('agentview'), seen)
         assert sim.object_state.shape == (23,)
         assert set(sim.object_poses()) == {'cubeA', 'cubeB'}
         target = sim.pose_base_ee
@@ -446,8 +501,15 @@ def test_a_libero_task_starts_from_its_fixed_starts(packages, tmp_path):
         np.testing.assert_allclose(sim.object_poses()['cube'], cube, atol=1e-3)
         sim.reset(1)
         assert np.abs(sim.joint_positions - first).max() > 1e-5
-        sim.reset(2)  # counted around
-        np.testing.assert_allclose(sim.joint_positions, first, atol=1e-9)
+        elsewhere = []
+        for seed in (
+            2,
+            VALIDATION_SCENES,
+        ):  # as many starts as that there are not: the benchmark's own chance places things
+            sim.reset(seed)
+            elsewhere.append(sim.object_poses()['cube'][:2, 3])
+        assert np.linalg.norm(elsewhere - cube[:2, 3], axis=1).min() > 1e-3
+        assert np.linalg.norm(elsewhere[0] - elsewhere[1]) > 1e-3
     with pytest.raises(SimulationError, match=r'libero_goal/8.*fixed starts: weights only'):
         SimRobot('libero_goal/8', cameras={})
     with pytest.raises(SimulationError, match=r"libero_goal/7: its scene can not be built: .*'bowl\.msh'"):

@@ -153,6 +153,33 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capfd):
     assert '| lift | DP-MLP | wrong | - | - |' in text and '| lift | DP-MLP | random | 0.0' in text
 
 
+def test_a_benchmark_is_evaluated_by_its_own_protocol(tmp_path):
+    tasks = {'mimicgen/stack_d1': {'dataset': 'stack_d1.hdf5'}, 'libero_goal/3': {'dataset': 'libero_goal'}}
+    stage2 = values('')['stage2'] | {'validation': {'every': 1, 'held_out': 0.1}}
+    path = study_file(
+        tmp_path / 'a.yaml', '', tasks=tasks, stage2=stage2, rollouts={}, recipes={'n': {'train': 'normal'}}
+    )
+    _, cells = plan(load_study(path), tmp_path / 'out', [0])
+    usual = [(c.rollouts.checkpoint, c.rollouts.episodes, c.rollouts.seed) for c in cells.values()]
+    assert usual == [('best', 50, 100_000), ('last', 50, 0)]
+    assert [(c.rollouts.sampler, c.rollouts.denoising_steps) for c in cells.values()] == [
+        ('ddpm', 100),
+        (None, 10),
+    ]
+
+
+def test_a_run_that_fails_is_not_tried_by_another_process(tmp_path, capfd):
+    missing = [{'demonstrations': str(tmp_path / 'missing')}]
+    recipes = {
+        name: {'train': 'decoupled', 'stage1': {'sources': missing, 'rate_hz': rate}}
+        for name, rate in (('a', 20.0), ('b', 10.0), ('c', 5.0))
+    }
+    study = load_study(study_file(tmp_path / 'a.yaml', tmp_path / 'demos', recipes=recipes, seeds=[0]))
+    run_studies([study], tmp_path / 'out', workers=2)
+    logs = list((tmp_path / 'out' / 'stage1').glob('*/error.txt'))
+    assert len(logs) == 3 and capfd.readouterr().out.count('failed: ') == 3
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
@@ -169,6 +196,39 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capfd):
                 }
             },
             '{nobody}.*valid: {dataset}, {other}, {task}',
+        ),
+        (
+            {'tasks': {'liftt': {'dataset': 'demos', 'demonstrations': 1}}},
+            "liftt / DP-MLP / normal: unknown.*'liftt'",
+        ),
+        ({'rollouts': {'checkpoint': 'best'}}, 'no section `validation`'),
+        ({'rollouts': {'denoising_steps': 500}}, r'in 1\.\.100 \(the training steps\), got 500'),
+        ({'rollouts': {'sampler': 'euler'}}, "'euler' does not exist with a 'squared_cosine'"),
+        (
+            {
+                'backbones': {'flow': {'backbone': SMALL, 'objective': {'kind': 'rectified_flow'}}},
+                'recipes': {'a': {'train': 'decoupled', 'stage1': {'sources': [{'synthetic': 2}]}}},
+                'rollouts': {'sampler': 'ddim'},
+            },
+            "'ddim' does not exist with a 'rectified_flow'",
+        ),
+        (
+            {
+                'backbones': {'given': {'stage2': {'backbone': 'dp_mixer_panda'}}},
+                'recipes': {'decoupled': {'train': 'decoupled'}},
+                'rollouts': {'sampler': 'euler'},
+            },
+            "given / decoupled: sampler 'euler'",
+        ),
+        (
+            {
+                'stage2': {
+                    'vectors': ['proprioception'],
+                    'optimisation': LOOP,
+                    'validation': {'every': 1, 'task': 'left'},
+                }
+            },
+            "unknown simulated task 'left'",
         ),
     ],
 )

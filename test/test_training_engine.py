@@ -15,9 +15,10 @@ import test_training
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing import event_accumulator as accumulator
 from test_training import LOOP, SMALL, losses, task_config
 
-from decoupled_policy_ros.errors import ConfigError, DatasetError, TrainingError
+from decoupled_policy_ros.errors import ConfigError, DatasetError, SimulationError, TrainingError
 from decoupled_policy_ros.policy import load_policy
 from decoupled_policy_ros.policy.checkpoint import read_header
 from decoupled_policy_ros.robot.description import load_robot
@@ -120,6 +121,25 @@ def test_bfloat16_is_float32_on_a_processor_that_does_not_multiply_it(tmp_path, 
         assert torch.allclose(rounded, exact, atol=0.1)
 
 
+def test_encoders_have_a_weight_decay_of_their_own(tmp_path):
+    """Without a gradient AdamW does nothing but decay: by lr times the weight decay in a step."""
+    torch.manual_seed(0)
+    module = torch.nn.ModuleDict({'encoder': torch.nn.Linear(4, 1), 'rest': torch.nn.Linear(4, 1)})
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    loop = Optimisation(
+        steps=9, learning_rate=0.1, warmup_steps=0, weight_decay=0.5, encoder_weight_decay=0.02
+    )
+    loss_ = lambda: 0.0 * sum(p.sum() for p in module.parameters())  # noqa: E731
+    trainer = Trainer(module, loss_, loop, tmp_path, {}, module['encoder'])
+    trainer._step(0)
+    for part, kept in (('encoder', 1 - 0.1 * 0.02), ('rest', 1 - 0.1 * 0.5)):
+        for name in ('weight', 'bias'):
+            torch.testing.assert_close(getattr(module[part], name), kept * before[f'{part}.{name}'])
+    trainer._save()
+    again = Trainer(module, loss_, loop, tmp_path, {}, module['encoder'])
+    assert [group['weight_decay'] for group in again.optimiser.param_groups] == [0.5, 0.02]
+
+
 def test_the_gradient_is_clipped_to_its_norm(tmp_path):
     module = torch.nn.Linear(4, 1)
     loss_ = lambda: 100 * module(torch.ones(1, 4)).square().sum()  # noqa: E731
@@ -215,6 +235,21 @@ def test_the_best_weights_by_rollouts(demonstrations, backbone, tmp_path):
     assert not list(tmp_path.glob('.validation*'))
 
 
+@pytest.mark.sim
+@pytest.mark.parametrize(
+    ('task', 'message'),
+    [('liftt', "unknown simulated task 'liftt'"), ('mimicgen/stack_d1', 'NVlabs/mimicgen')],
+)
+def test_a_validation_that_can_not_work_is_refused_before_any_training(
+    demonstrations, backbone, tmp_path, monkeypatch, task, message
+):
+    monkeypatch.setitem(sys.modules, 'mimicgen', None)
+    config = task_config(demonstrations, backbone, validation={'every': 1, 'task': task})
+    monkeypatch.setattr(Trainer, '_step', lambda *_: pytest.fail('it trains'))
+    with pytest.raises(SimulationError, match=message):
+        train_task(config, tmp_path)
+
+
 @pytest.mark.parametrize('validation', [{'every': 1}, {'every': 1, 'task': 'lift', 'held_out': 0.1}])
 def test_validation_is_by_one_thing(demonstrations, validation):
     with pytest.raises(ValueError, match='exactly one of task'):
@@ -222,7 +257,6 @@ def test_validation_is_by_one_thing(demonstrations, validation):
 
 
 def test_tensorboard_has_the_losses_and_the_scores(demonstrations, backbone, tmp_path):
-    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     loop = LOOP | {'trackers': ['tensorboard']}
     train_task(task_config(demonstrations, backbone, optimisation=loop, validation=HELD_OUT), tmp_path)
     events = accumulator.EventAccumulator(str(tmp_path / processes.PROJECT)).Reload()

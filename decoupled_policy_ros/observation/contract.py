@@ -84,6 +84,11 @@ class ObservationContract:
         """Names of the streams, in their order."""
         return tuple(spec.name for spec in self.streams)
 
+    @property
+    def picture_sizes(self) -> dict[str, tuple[int, int]]:
+        """Height and width of each camera's pictures."""
+        return {spec.name: (spec.shape[0], spec.shape[1]) for spec in self.streams if spec.kind == 'image'}
+
     def stream(self, name: str) -> StreamSpec:
         """The stream of that name.
 

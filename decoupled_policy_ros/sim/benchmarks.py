@@ -2,10 +2,10 @@
 
 A thin layer: their scenes, starts and success checks are theirs, this gives them the interface of the other
 tasks. Names are `mimicgen/<task>` and `libero_<suite>/<number>`; LIBERO's numbers follow its task order 0.
-Horizons, numbers of rollouts, seeds and steps of waiting are those of the public code of "Decoupled Action Expert"
-(arXiv 2511.12101). Both packages run on robosuite 1.4; neither is on PyPI as a whole (MimicGen's name there belongs
-to somebody else, LIBERO's package has no meshes), so the tests use packages of the same shape; what was tried with
-theirs is in docs/simulation.md.
+Horizons, numbers of rollouts, seeds, samplers and steps of waiting are those of the public code of "Decoupled Action
+Expert" (arXiv 2511.12101). Both packages run on robosuite 1.4; neither is on PyPI as a whole (MimicGen's name there
+belongs to somebody else, LIBERO's package has no meshes), so the tests use packages of the same shape; what was tried
+with theirs is in docs/simulation.md.
 """
 
 from __future__ import annotations
@@ -23,19 +23,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoupled_policy_ros.errors import ConfigError, SimulationError
-from decoupled_policy_ros.sim.tasks import SimTask
+from decoupled_policy_ros.sim.tasks import SimTask, sim_task
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a benchmark is evaluated: which weights, how many episodes of each task, the first scene's seed."""
+    """How a benchmark is evaluated.
+
+    Attributes:
+        checkpoint: which weights, 'last' or 'best'.
+        episodes: of each task.
+        seed: of the first scene; those of the others count up from it.
+        denoising_steps: of a chunk.
+        sampler: None for the backbone's first.
+    """
 
     checkpoint: str
     episodes: int
-    first_seed: int
+    seed: int
+    denoising_steps: int = 10
+    sampler: str | None = None
 
 
-MIMICGEN_PROTOCOL = Protocol('best', 50, 100_000)
+MIMICGEN_PROTOCOL = Protocol('best', 50, 100_000, 100, 'ddpm')
 #: 50 episodes, each from its own fixed start, of each of a suite's 10 tasks: 500 of a suite.
 LIBERO_PROTOCOL = Protocol('last', 50, 0)
 #: What is done where no benchmark says otherwise.
@@ -62,9 +72,10 @@ def protocol(name: str) -> Protocol:
     """How a task is evaluated where nobody says otherwise.
 
     Raises:
-        SimulationError: a benchmark's task that there is not.
+        SimulationError: there is no such task.
     """
     if '/' not in name:
+        sim_task(name)
         return OWN_PROTOCOL
     suite, _ = _split(name)
     return MIMICGEN_PROTOCOL if suite == 'mimicgen' else LIBERO_PROTOCOL
@@ -102,7 +113,7 @@ def benchmark_task(name: str) -> SimTask:
     suite, task = _split(name)
     if suite == 'mimicgen':
         environment, max_steps, instruction = MIMICGEN[task]
-        return SimTask(name, environment, None, instruction, max_steps, suite=suite)
+        return SimTask(name, environment, None, instruction, max_steps, suite=suite, settle_steps=0)
     language = _libero_suite(suite).get_task(int(task)).language
     return SimTask(name, name, None, language, LIBERO_STEPS[suite], suite=suite)
 
@@ -153,7 +164,10 @@ def _environment(task: SimTask, settings: dict[str, Any]) -> Any:
 
 
 def set_start(task: SimTask, env: Any, seed: int) -> None:
-    """Put the scene of a LIBERO task into the fixed start number `seed`, counted around; others start anywhere.
+    """Put the scene of a LIBERO task into the fixed start number `seed`.
+
+    With a seed that has none, as those of validation, it stays where the benchmark's own chance put it, as with all
+    other tasks.
 
     Raises:
         SimulationError: LIBERO's file of starts can't be read.
@@ -161,8 +175,9 @@ def set_start(task: SimTask, env: Any, seed: int) -> None:
     if not task.suite.startswith('libero'):
         return
     states = _starts(task.name)
-    env.sim.set_state_from_flattened(states[seed % len(states)])
-    env.sim.forward()
+    if seed < len(states):
+        env.sim.set_state_from_flattened(states[seed])
+        env.sim.forward()
 
 
 @functools.lru_cache(maxsize=1)

@@ -37,9 +37,6 @@ Array = NDArray[np.float64]
 CAMERAS = {'agentview': 'agentview', 'wrist': 'robot0_eye_in_hand', 'front': 'frontview', 'side': 'sideview'}
 DEFAULT_CAMERAS = {'agentview': (84, 84), 'wrist': (84, 84)}
 
-#: Steps that a reset lets the scene settle, gripper opening, so that an episode starts at rest.
-SETTLE_STEPS = 10
-
 
 class SimRobot:
     """One task's scene with its arm; construct and use it in one thread (OpenGL contexts belong to threads).
@@ -141,13 +138,16 @@ class SimRobot:
     def reset(self, seed: int) -> None:
         """Place the objects and the arm anew. One seed always gives the same episode, in any process.
 
-        The arm starts at rest near home with the gripper open; the settling counts as time.
+        The arm starts near home, and after the task's steps of settling, which count as time, at rest with the gripper
+        open.
         """
         with global_seed(seed):
             self._env.reset()
             set_start(self.task, self._env, seed)
+        self.stamp_ns += self._period_ns  # what is seen now is new, even where nothing settles
+        self._images.clear()
         home = self.pose_base_ee
-        for _ in range(SETTLE_STEPS):
+        for _ in range(self.task.settle_steps):
             self.step(home, -1.0)
         self._failed = self._has_failed()
 

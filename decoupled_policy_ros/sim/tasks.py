@@ -37,6 +37,7 @@ class SimTask:
         success: whether the task is done now; None for the environment's own check.
         failure: whether the attempt is lost for good, whatever follows; None where that can't happen.
         suite: the benchmark that has to be installed; empty for what robosuite and this package bring.
+        settle_steps: that a reset lets the scene settle, gripper opening, so that an episode starts at rest.
     """
 
     name: str
@@ -47,6 +48,7 @@ class SimTask:
     success: Callable[[SimRobot], bool] | None = None
     failure: Callable[[SimRobot], bool] | None = None
     suite: str = ''
+    settle_steps: int = 10
 
     @property
     def object_state_dim(self) -> int:

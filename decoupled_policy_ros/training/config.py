@@ -33,13 +33,20 @@ class _Strict(BaseModel):
 
 
 class Optimisation(_Strict):
-    """The loop: AdamW, cosine schedule after a warm-up, EMA. Defaults are the paper's."""
+    """The loop: AdamW, cosine schedule after a warm-up, EMA.
+
+    Defaults are what the paper trains a task on its MLP or transformer with, but for `encoder_weight_decay`, which is
+    1e-6 there. Its U-Net decays by 1e-6 throughout, and its Stage 1 has batches of 256.
+    """
 
     steps: PositiveInt
     batch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 1e-4
     betas: tuple[float, float] = (0.95, 0.999)
     weight_decay: float = Field(default=1e-3, ge=0)
+    encoder_weight_decay: float | None = Field(
+        default=None, ge=0, description='of the observation encoders; as all else by default'
+    )
     warmup_steps: int = Field(default=500, ge=0)
     ema_power: PositiveFloat = 0.75
     ema_max: float = Field(default=0.9999, ge=0, lt=1)
@@ -127,6 +134,14 @@ class Stage1Config(_Strict):
     @model_validator(mode='after')
     def _conditioning_fits(self) -> Stage1Config:
         require_mechanism(self.backbone, self.conditioning)
+        return self
+
+    @model_validator(mode='after')
+    def _nothing_is_encoded(self) -> Stage1Config:
+        if self.optimisation.encoder_weight_decay is not None:
+            raise ValueError(
+                'optimisation.encoder_weight_decay has no use in stage1: nothing is observed there'
+            )
         return self
 
     @field_validator('position_range_m')

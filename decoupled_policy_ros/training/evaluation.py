@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections import defaultdict
@@ -104,7 +105,7 @@ def evaluate_all(
     """Several policies, tasks or robots over the same scenes, with one pool of processes.
 
     Policies that differ only in what they were trained from (seeds 0, 42, 420, say) come together in the
-    summary, which has one row for each task and robot.
+    summary, which has one row for each task and robot, and for a benchmark of which several tasks were done.
 
     Args:
         specs: what to evaluate, in the order of the reports.
@@ -150,30 +151,43 @@ def evaluate_all(
 def summary(reports: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each task and robot: all episodes pooled, and the policies' rates, their mean and deviation.
 
+    A benchmark of which several tasks were done has a row besides. There the first policies of all its tasks count as
+    one, and the second ones, and so on: the same policy, or one for each task from the same training seed.
+
     The interval is over episodes; `std_of_rates` (n - 1) is over policies, None for a single one.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for report in reports:
         groups[report['task'], report['robot']].append(report)
-    rows = []
+    rows = [
+        _summed(*key, group, [report['success_rate'] for report in group]) for key, group in groups.items()
+    ]
+    suites: dict[tuple[str, str], list[list[dict[str, Any]]]] = defaultdict(list)
     for (task, robot), group in groups.items():
-        rates = [report['success_rate'] for report in group]
-        successes, trials = (sum(report[key] for report in group) for key in ('successes', 'episodes'))
-        rows.append(
-            {
-                'task': task,
-                'robot': robot,
-                'policies': [report['policy'] for report in group],
-                'episodes': trials,
-                'successes': successes,
-                'success_rate': successes / trials,
-                'wilson_95': wilson_interval(successes, trials),
-                'rates': rates,
-                'mean_of_rates': float(np.mean(rates)),
-                'std_of_rates': float(np.std(rates, ddof=1)) if len(rates) > 1 else None,
-            }
-        )
+        if '/' in task:
+            suites[task.partition('/')[0], robot].append(group)
+    for (suite, robot), tasks in suites.items():
+        if len(tasks) > 1 and len(set(map(len, tasks))) == 1:
+            rates = [float(np.mean([r['success_rate'] for r in one])) for one in zip(*tasks, strict=True)]
+            rows.append(_summed(f'{suite}, {len(tasks)} tasks', robot, list(itertools.chain(*tasks)), rates))
     return rows
+
+
+def _summed(task: str, robot: str, group: Sequence[dict[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
+    """A row of the summary; `rates` are those of the policies, or of what counts as one."""
+    successes, trials = (sum(report[key] for report in group) for key in ('successes', 'episodes'))
+    return {
+        'task': task,
+        'robot': robot,
+        'policies': list(dict.fromkeys(report['policy'] for report in group)),
+        'episodes': trials,
+        'successes': successes,
+        'success_rate': successes / trials,
+        'wilson_95': wilson_interval(successes, trials),
+        'rates': list(rates),
+        'mean_of_rates': float(np.mean(rates)),
+        'std_of_rates': float(np.std(rates, ddof=1)) if len(rates) > 1 else None,
+    }
 
 
 def _report(spec: Evaluation, seed: int, results: list[EpisodeResult]) -> dict[str, Any]:

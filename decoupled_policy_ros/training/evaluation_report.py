@@ -22,7 +22,10 @@ from matplotlib.axes import Axes
 Report = Mapping[str, Any]
 
 VIDEOS = 'videos'
-TOGETHER = 'All policies of a task together, which is right where they differ in their training seed alone:'
+TOGETHER = (
+    'All policies of a task together, which is right where they differ in their training seed alone, and all tasks of '
+    'a benchmark:'
+)
 COLUMNS = 3
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 68em; padding: 0 1em; color: #222; }
@@ -233,7 +236,7 @@ def _films(report: Report) -> list[tuple[str, str, bool]]:
 def _document(evaluation: Report, plots: Mapping[str, str]) -> str:
     """The report as Markdown."""
     parts = ['# Evaluation\n', success_table(evaluation['reports'])]
-    if len(evaluation['summary']) < len(evaluation['reports']):
+    if len(evaluation['summary']) != len(evaluation['reports']):  # then each says something of its own
         parts += [f'{TOGETHER}\n', success_table(evaluation['summary'])]
     parts += [f'## {title}\n\n![{title}]({name}.png)\n' for name, title in plots.items()]
     parts += ['## What was done\n', _markdown(PROTOCOL_HEAD, _protocol(evaluation))]
@@ -249,9 +252,9 @@ def _document(evaluation: Report, plots: Mapping[str, str]) -> str:
 def _page(evaluation: Report, plots: Mapping[str, str], folder: Path) -> str:
     """The report as HTML, with its pictures in it and its films beside it."""
     parts = ['<h1>Evaluation</h1>', _html_table(*_success_cells(evaluation['reports']))]
-    if len(evaluation['summary']) < len(evaluation['reports']):
+    if len(evaluation['summary']) != len(evaluation['reports']):  # then each says something of its own
         parts += [
-            '<p>All policies of a task together, as is right where they differ in their training seed alone:</p>',
+            f'<p>{TOGETHER}</p>',
             _html_table(*_success_cells(evaluation['summary'])),
         ]
     for name, title in plots.items():

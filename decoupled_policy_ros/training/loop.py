@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -46,6 +47,18 @@ def learning_rate(step: int, config: Optimisation) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
+def _groups(
+    parameters: list[nn.Parameter], encoder: nn.Module | None, config: Optimisation
+) -> list[dict[str, Any]]:
+    """What AdamW treats alike: everything, or the encoder and the rest."""
+    if encoder is None or config.encoder_weight_decay is None:
+        return [{'params': parameters}]
+    encoding = [p for p in encoder.parameters() if p.requires_grad]
+    theirs = {id(p) for p in encoding}
+    rest = [p for p in parameters if id(p) not in theirs]
+    return [{'params': rest}, {'params': encoding, 'weight_decay': config.encoder_weight_decay}]
+
+
 class Objective(nn.Module):
     """A module and its loss as one module whose forward pass is the loss: accelerate can spread that over processes."""
 
@@ -70,6 +83,7 @@ class Trainer:
         loss: computes a scalar for a fresh random batch; called once a step, or `accumulate` times.
         folder: where the checkpoint is kept; a checkpoint found there is resumed. All processes have to see it.
         identity: settings that a checkpoint must have been made with, so that no other run is resumed.
+        encoder: the part of the module that may have a weight decay of its own.
 
     Attributes:
         validator: scores the EMA weights on the first process, where one is set.
@@ -89,6 +103,7 @@ class Trainer:
         config: Optimisation,
         folder: Path,
         identity: dict[str, str],
+        encoder: nn.Module | None = None,
     ):
         self.module, self.loss, self.config, self.folder = module, loss, config, folder
         self.validator: Validator | None = None
@@ -101,7 +116,7 @@ class Trainer:
         self.objective = self.accelerator.prepare_model(Objective(module, loss, config))
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            self.parameters,
+            _groups(self.parameters, encoder, config),
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -123,6 +138,8 @@ class Trainer:
         self.folder.mkdir(
             parents=True, exist_ok=True
         )  # now, so that a folder that can't be made is not found late
+        if self.validator is not None and self.is_main:
+            self.validator.prepare()
         self.module.train()
         start_trackers(self.accelerator, self.identity, self.folder)
         config, first = self.config, len(self.losses)

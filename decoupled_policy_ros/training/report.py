@@ -33,6 +33,6 @@ def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, res
     figure, axes = pyplot.subplots(figsize=(7, 4), layout='constrained')
     axes.semilogy(losses, color='0.8', linewidth=0.5)
     axes.semilogy(np.arange(len(smooth)) + window - 1, smooth)
-    axes.set(xlabel='step', ylabel='noise prediction error', title=f'{out.name}: {stage}')
+    axes.set(xlabel='step', ylabel='prediction error', title=f'{out.name}: {stage}')
     figure.savefig(out / 'loss.png', dpi=120)
     pyplot.close(figure)

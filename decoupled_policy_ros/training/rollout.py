@@ -149,8 +149,7 @@ class Rollout:
         self.max_steps = self.task.max_steps if spec.max_steps is None else spec.max_steps
         if self.max_steps < 1:
             raise ConfigError(f'max_steps must be at least 1, got {spec.max_steps}')
-        pictures = any(stream.kind == 'image' for stream in self.contract.streams)
-        self.lanes = lanes or (1 if pictures else LANES)
+        self.lanes = lanes or (1 if self.contract.picture_sizes else LANES)
         self.arms = arms or Arms()
         self.scenes = self._scenes(1)  # what does not fit together shows here
 
@@ -206,8 +205,8 @@ class Rollout:
         self.arms.close()
 
     def _scenes(self, count: int) -> list[Scene]:
-        cameras = {s.name: (s.shape[0], s.shape[1]) for s in self.contract.streams if s.kind == 'image'}
-        sims = self.arms.get(count, self.task.name, self.robot, cameras, self.contract.rate_hz)
+        contract = self.contract
+        sims = self.arms.get(count, self.task.name, self.robot, contract.picture_sizes, contract.rate_hz)
         guard = GuardSettings() if self.spec.guard else None
         timing = ChunkTiming.of(self.policy)
         return [Scene(sim, self.contract, timing, guard, self.spec.join) for sim in sims]

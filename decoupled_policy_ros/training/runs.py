@@ -34,6 +34,7 @@ YOUNGER = {
     'step_dim': None,
     'validation': None,
     'clip': None,
+    'encoder_weight_decay': None,
 }
 HASHED_BYTES = 2**24
 

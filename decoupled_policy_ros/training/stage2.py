@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from decoupled_policy_ros.errors import TrainingError
+from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, save_backbone, save_task
 from decoupled_policy_ros.policy.encoders import ImageEncoder, VectorEncoder
 from decoupled_policy_ros.policy.language import INSTRUCTION, InstructionEncoder
@@ -74,9 +75,10 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
         identity['sentence_model'] = str(task.encoder.language.config['sha256'])
     files = _Files(config, task, backbone, 'normal' if normal else 'stage2', data.provenance)
     loss = _task_loss(task, backbone, data, config)
-    trainer = Trainer(module, lambda: loss(data.draw(optimisation.batch_size)), optimisation, out, identity)
+    draw = partial(data.draw, optimisation.batch_size)
+    trainer = Trainer(module, lambda: loss(draw()), optimisation, out, identity, task.encoder)
     write = partial(files.write_copy, trainer=trainer)
-    trainer.validator = _validator(config, data, out, loss, write)
+    trainer.validator = _validator(config, data, task.contract, out, loss, write)
     trainer.run()
     after = weights_sha256(backbone)
     if not normal and after != before:
@@ -121,6 +123,7 @@ class _Files:
 def _validator(
     config: Stage2Config,
     data: DemonstrationWindows,
+    contract: ObservationContract,
     out: Path,
     loss: Callable[[Tensor], Tensor],
     write: Write,
@@ -130,7 +133,7 @@ def _validator(
     if validation is None:
         return None
     if validation.held_out is None:
-        return Rollouts(config, validation, out, write)
+        return Rollouts(config, validation, contract, out, write)
     windows = data.hold_out(validation.held_out)
     data.provenance['held_out'] = len(data.held_out)
     return HeldOut(validation, out, write, windows, loss, config.optimisation.batch_size)

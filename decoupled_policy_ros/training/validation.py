@@ -11,9 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from decoupled_policy_ros.observation.contract import ObservationContract
+from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.training.config import Stage2Config, ValidationConfig
 
-#: Scenes of validation start here, far from the small seeds that evaluations count up from.
+#: Scenes of validation start here, far from the small seeds that evaluations count up from, and from the numbers of
+#: LIBERO's fixed starts.
 VALIDATION_SCENES = 1_500_000_000
 #: At most so many windows of held-out demonstrations are predicted.
 WINDOWS = 512
@@ -54,6 +57,9 @@ class Validator(ABC):
         shutil.rmtree(self.best, ignore_errors=True)
         partial.rename(self.best)
 
+    def prepare(self) -> None:  # noqa: B027 (most need nothing)
+        """Find out before any training whether scoring will work."""
+
     def close(self) -> None:  # noqa: B027 (most have started nothing)
         """End what was started."""
 
@@ -64,11 +70,19 @@ class Rollouts(Validator):
     Args:
         config: of training.
         validation: its section.
+        contract: of the policy's observations.
         out: folder of the run.
         write: writes the weights as they stand.
     """
 
-    def __init__(self, config: Stage2Config, validation: ValidationConfig, out: Path, write: Write):
+    def __init__(
+        self,
+        config: Stage2Config,
+        validation: ValidationConfig,
+        contract: ObservationContract,
+        out: Path,
+        write: Write,
+    ):
         from decoupled_policy_ros.training.rollout import Arms
 
         super().__init__(validation, out / 'best', write)
@@ -78,7 +92,16 @@ class Rollouts(Validator):
         self.task, self.robot, self.backbone = validation.task, config.robot, frozen
         first = VALIDATION_SCENES + validation.seed
         self.seeds = range(first, first + validation.episodes)
-        self.out, self.arms = out, Arms()
+        self.contract, self.out, self.arms = contract, out, Arms()
+
+    def prepare(self) -> None:
+        """Build the simulated arm.
+
+        Raises:
+            SimulationError: there is no such task, or no simulator for it here.
+        """
+        robot, rate_hz = load_robot(self.robot), self.contract.rate_hz
+        self.arms.get(1, self.task, robot, self.contract.picture_sizes, rate_hz)
 
     def score(self) -> float:
         from decoupled_policy_ros.training.rollout import Evaluation, Rollout

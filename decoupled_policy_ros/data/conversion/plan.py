@@ -173,7 +173,7 @@ def make_plan(paths: Sequence[str | Path], settings: ConvertSettings, skip_bad: 
         if not bags:
             raise DatasetError(f'none of {len(episodes)} recordings is labelled a success')
     action, gripper_source = _actions(robot, settings, bags, skip_bad)
-    sizes = {s.name: (s.shape[0], s.shape[1]) for s in contract.streams if s.kind == 'image'}
+    sizes = contract.picture_sizes
     spec = DatasetSpec.of(robot, contract.rate_hz, sizes, None, settings.images, action, gripper_source)
     return Plan(bags, left_out, contract, spec, settings)
 

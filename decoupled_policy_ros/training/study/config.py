@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.sim.benchmarks import Protocol, protocol
 from decoupled_policy_ros.training.config import read_mapping, validated
 
 Values = dict[str, Any]
@@ -79,18 +81,28 @@ class Recipe(Choice):
 class Rollouts(_Strict):
     """How each policy is evaluated; all policies see the same scenes.
 
+    What is left out is as the task is usually evaluated, see `sim.benchmarks`.
+
     Attributes:
         episodes, seed: scenes seed, seed + 1, ...
         max_steps: of an episode; the task's own limit by default.
         checkpoint: last, or best of those that were validated on the way.
     """
 
-    episodes: PositiveInt = 50
-    seed: int = 0
-    denoising_steps: PositiveInt = 10
+    episodes: PositiveInt | None = None
+    seed: int | None = None
+    denoising_steps: PositiveInt | None = None
     max_steps: PositiveInt | None = None
     sampler: str | None = None
-    checkpoint: Literal['last', 'best'] = 'last'
+    checkpoint: Literal['last', 'best'] | None = None
+
+    def of(self, task: str) -> Protocol:
+        """How the policies of a simulated task are evaluated.
+
+        Raises:
+            SimulationError: there is no such task.
+        """
+        return replace(protocol(task), **self.model_dump(exclude={'max_steps'}, exclude_none=True))
 
 
 class StudyConfig(_Strict):

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from decoupled_policy_ros.errors import CheckpointError, ConfigError
+from decoupled_policy_ros.errors import CheckpointError, ConfigError, DecoupledPolicyError
 from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, read_header
+from decoupled_policy_ros.policy.sampling import Sampler, make_schedule
+from decoupled_policy_ros.policy.schedule import ScheduleConfig
 from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.sim.benchmarks import OWN_PROTOCOL, Protocol, protocol
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, validated
 from decoupled_policy_ros.training.evaluation import Evaluation, evaluate
 from decoupled_policy_ros.training.network import DEFAULT_BACKBONE
@@ -24,7 +28,6 @@ from decoupled_policy_ros.training.rollout import checkpoint_folder
 from decoupled_policy_ros.training.stage1 import train_stage1
 from decoupled_policy_ros.training.stage2 import train_task
 from decoupled_policy_ros.training.study.config import (
-    Rollouts,
     StudyBackbone,
     StudyConfig,
     StudyTask,
@@ -115,7 +118,8 @@ class Cell:
     config: Stage2Config
     train: str
     task: str
-    rollouts: Rollouts
+    rollouts: Protocol
+    max_steps: int | None = None
     demonstrations: int | None = None
     finished_backbone: bool = False  # it is named, and no study trains it
 
@@ -163,7 +167,7 @@ class Cell:
             str(find_model('backbones', frozen)) if isinstance(frozen, str) else None,
             self.config.robot,
             self.rollouts.denoising_steps,
-            self.rollouts.max_steps,
+            self.max_steps,
             checkpoint=self.rollouts.checkpoint,
             sampler=self.rollouts.sampler,
         )
@@ -276,22 +280,56 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
         values = merged(values, network, {'random_backbone': recipe.train == 'random'})
     values = filled(values, words)
     default = {'backbone': DEFAULT_BACKBONE.kind}
-    kinds = (
-        network[key].get('kind', default.get(key)) for key in ('backbone', 'conditioning') if key in network
-    )
+    kinds = [network[key].get('kind', default.get(key)) for key in network if key != 'objective']
     kind = '-'.join(filter(None, kinds)) or 'given'
-    settings = {
-        'train': recipe.train,
-        'task': simulated,
-        'rollouts': study.rollouts.model_dump(exclude_defaults=True),
-        **values,
-    }
+    with _at(where):
+        rollouts = study.rollouts.of(simulated)
+    asked = asdict(rollouts) | {'max_steps': study.rollouts.max_steps}
+    unusual = {key: value for key, value in asked.items() if value != getattr(OWN_PROTOCOL, key, None)}
+    settings = {'train': recipe.train, 'task': simulated, 'rollouts': unusual, **values}
     folder = out / 'cells' / f'{place.task}-{kind}-{recipe.train}-{place.seed}-{_hash(settings)}'
     config = validated(values, Stage2Config, where)
     finished = isinstance(config.backbone, str) and not any(isinstance(job, Stage1Job) for job in needed)
-    demonstrations = task.demonstrations
-    needed.append(Cell(folder, config, recipe.train, simulated, study.rollouts, demonstrations, finished))
-    return needed
+    cell = Cell(
+        folder,
+        config,
+        recipe.train,
+        simulated,
+        rollouts,
+        study.rollouts.max_steps,
+        task.demonstrations,
+        finished,
+    )
+    with _at(where):
+        _require_evaluable(
+            cell, next((job.config.objective for job in needed if isinstance(job, Stage1Job)), None)
+        )
+    return [*needed, cell]
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Say where in the grid an error is."""
+    try:
+        yield
+    except DecoupledPolicyError as error:
+        raise ConfigError(f'{where}: {error}') from error
+
+
+def _require_evaluable(cell: Cell, of_stage1: ScheduleConfig | None) -> None:
+    """Refuse now what an evaluation would refuse once the policy is trained."""
+    validation, rollouts, frozen = cell.config.validation, cell.rollouts, cell.config.backbone
+    if validation is not None and validation.task is not None:
+        protocol(validation.task)
+    if rollouts.checkpoint == 'best' and validation is None:
+        raise ConfigError(
+            'the best weights are evaluated, but stage2 has no section `validation` to find them by'
+        )
+    objective = of_stage1 or cell.config.objective or ScheduleConfig()
+    if cell.finished_backbone:
+        with suppress(CheckpointError):  # it may still be made
+            objective = ScheduleConfig(**read_header(find_model('backbones', str(frozen)))['schedule'])
+    Sampler(make_schedule(objective), rollouts.denoising_steps, rollouts.sampler)
 
 
 def _stage1_job(values: Values, where: str, out: Path) -> Stage1Job:

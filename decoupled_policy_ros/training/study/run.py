@@ -10,7 +10,7 @@ import multiprocessing
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -66,7 +66,8 @@ def run_studies(
     _say(f'{len(jobs) - len(waiting)} of {len(jobs)} runs are done')
     if waiting and workers:
         context = multiprocessing.get_context('spawn')
-        processes = [context.Process(target=_work, args=(waiting, out)) for _ in range(workers)]
+        failed = context.Array('b', len(waiting))
+        processes = [context.Process(target=_work, args=(waiting, out, failed)) for _ in range(workers)]
         for process in processes:
             process.start()
         for process in processes:
@@ -115,24 +116,24 @@ def _require_data(jobs: Sequence[Job]) -> None:
             )
 
 
-def _work(jobs: Sequence[Job], out: Path) -> None:
-    """Take jobs until none is left that this process could do."""
+def _work(jobs: Sequence[Job], out: Path, failed: MutableSequence[int]) -> None:
+    """Take jobs until none is left that could be done; `failed` says of each whether any process failed at it."""
     torch.set_num_threads(1)
-    makers = {job.folder: job for job in jobs}
-    failed: set[Path] = set()
+    place = {job.folder: number for number, job in enumerate(jobs)}
     (out / 'locks').mkdir(parents=True, exist_ok=True)
-    while waiting := [job for job in jobs if not job.done and job.folder not in failed]:
-        for job in waiting:
-            inputs = [makers[path] for path in job.inputs if path in makers]
-            if any(maker.folder in failed for maker in inputs):
-                failed.add(job.folder)
+    while waiting := [number for number, job in enumerate(jobs) if not job.done and not failed[number]]:
+        for number in waiting:
+            job = jobs[number]
+            inputs = [place[path] for path in job.inputs if path in place]
+            if any(failed[earlier] for earlier in inputs):
+                failed[number] = True
                 break
-            if not all(maker.done for maker in inputs):
+            if not all(jobs[earlier].done for earlier in inputs):
                 continue
             try:
                 with FileLock(out / 'locks' / f'{job.folder.name}.lock', timeout=0):
-                    if not job.done and not _do(job, len(jobs), jobs):
-                        failed.add(job.folder)
+                    if not job.done and not failed[number]:
+                        failed[number] = not _do(job, len(jobs), jobs)
                 break  # from the first one again: what it made may be what an earlier one waits for
             except Timeout:
                 continue  # another process is at it

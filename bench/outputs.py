@@ -81,7 +81,7 @@ class ByJoints(InJoints):
     def __init__(self, sim: SimRobot, guard: Guard):
         self._forward = Kinematics(sim.robot).forward
         self.sent: JointMotion | None = None
-        self.guarded = Timed(guard, Kinematics(sim.robot), Where(sim), lockstep=True)
+        self.guarded = Timed(guard, Kinematics(sim.robot), Where(sim), period_ns=None)
         self.guard_ms: list[float] = []
         self.joints_ms: list[float] = []
         self.points: list[int] = []

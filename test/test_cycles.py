@@ -9,6 +9,7 @@ from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.observation.sampler import Observation
 from decoupled_policy_ros.replay.messages import POSE, first_difference, pose_message
 from decoupled_policy_ros.runtime.cycles import (
+    REFUSED,
     TICKS,
     Cycle,
     CycleLog,
@@ -118,6 +119,15 @@ def test_a_cycle_says_how_often_the_task_had_been_loaded_anew():
         log.adopted(engine, Observation(100, {}, {}, {}), 120, Wish(100, 110, None, None))
     cycles = [decision for text in texts for decision in decisions_from_text(text)[1]]
     assert [cycle.swap for cycle in cycles] == [0, 0, 1, 1, 2]
+
+
+def test_chunks_that_are_refused_for_long_are_written_down_a_few_at_a_time():
+    """Before the first command nothing else happens; all at once would hold up the first command."""
+    texts: list[str] = []
+    log = CycleLog(texts.append)
+    for _ in range(10 * REFUSED + 1):
+        log.refused(ENGINE, Observation(100, {}, {}, {}), 'too fast', stays=False)
+    assert [len(decisions_from_text(text)[1]) for text in texts] == [REFUSED] * 10
 
 
 def test_a_log_that_nobody_reads_holds_nothing():

@@ -28,6 +28,7 @@ from decoupled_policy_ros.runtime.states import (
     HOLDING,
     WAITING,
     LoopSettings,
+    command_period_ns,
 )
 from decoupled_policy_ros.runtime.steering import Guarded
 
@@ -68,7 +69,8 @@ class GuardedStage(Stage):
     def __init__(self, policy, settings: GuardSettings) -> None:
         super().__init__(policy)
         self.joints, self.engine, self.motions = self.arm(), BreakableEngine(policy, 2), []
-        guarded = Guarded(Guard(ROBOT, settings), Kinematics(ROBOT), self.joints, self.lockstep)
+        period_ns = command_period_ns(self.lockstep, 20.0)
+        guarded = Guarded(Guard(ROBOT, settings), Kinematics(ROBOT), self.joints, period_ns)
         steering = (
             InJoints(guarded, ROBOT, self.joints, self.motions.append, lambda: self.now_ns, self.lockstep)
             if self.in_joints
@@ -142,6 +144,25 @@ def test_the_first_command_is_where_the_arm_is_however_long_the_first_check_took
     np.testing.assert_allclose(first, Kinematics(ROBOT).forward(ROBOT.home_rad), atol=1e-9)
     assert not np.array_equal(first, second)
     assert checked_ns[1] > checked_ns[0] + 2 * PERIOD_NS
+
+
+def test_a_clock_that_was_set_forward_holds_the_arm_at_its_last_command_and_begins_anew(tmp_path, make):
+    stage = make(GuardSettings(), load_policy(save_told_policy(tmp_path, circle()), ROBOT))
+    stage.loop.start(enabled=True)
+    stage.begin()
+    last = [stage.command(stage.tick()) for _ in range(4)][-1]
+    stage.now_ns += 250_000_000
+    np.testing.assert_allclose(stage.command(stage.tick()), last, atol=1e-9)
+    assert stage.loop.report()[2]['holds'] == '1'
+    chunks = len(stage.outputs.chunks)
+    while len(stage.outputs.chunks) == chunks or stage.loop.report()[0] != FOLLOWING:
+        stage.command(stage.tick())
+    checker = LimitsChecker(ROBOT.limits.ee_linear_velocity_m_s, ROBOT.limits.ee_linear_acceleration_m_s2)
+    for number, (_, pose) in enumerate(
+        stage.outputs.commands
+    ):  # as the arm hears them, whatever the clock says
+        checker.add(START_NS + number * PERIOD_NS, pose)
+    checker.require_none()
 
 
 def test_a_rejected_chunk_is_said_and_tried_again_with_the_next_frame(make):

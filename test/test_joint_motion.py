@@ -32,7 +32,8 @@ class Arm:
         self.joints_rad: NDArray[np.float64] | None = ROBOT.home_rad
         self.now_ns = EPOCH_NS
         self.published: list[JointMotion] = []
-        self.guarded = Guarded(Guard(ROBOT, settings), KINEMATICS, self, lockstep)
+        period_ns = None if lockstep else 25 * MS
+        self.guarded = Guarded(Guard(ROBOT, settings), KINEMATICS, self, period_ns)
         self.steering = InJoints(
             self.guarded, ROBOT, self, self.published.append, lambda: self.now_ns, lockstep
         )
@@ -131,6 +132,84 @@ def test_a_hold_comes_to_rest_where_the_steering_does_and_only_once():
     arm.joints_rad = stop.positions_rad[-1]
     motion = arm.cycle(arm.chunk(0.2)).joints
     np.testing.assert_allclose(motion.positions_rad[0], stop.positions_rad[-1], atol=1e-6)
+
+
+class Controller(Arm):
+    """An arm on what a joint_trajectory_controller follows: it drops a trajectory that has ended when it comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.followed: JointMotion | None = None
+        self.steps_rad: list[float] = []
+        self.dropped = 0
+        self.steering = InJoints(self.guarded, ROBOT, self, self.hear, lambda: self.now_ns, lockstep=False)
+
+    def hear(self, motion: JointMotion) -> None:
+        if motion.stamps_ns[-1] < self.now_ns:
+            self.dropped += 1
+            return
+        if self.followed is not None:
+            begin_ns = max(self.now_ns, motion.stamps_ns[0])
+            step_rad = motion.at(begin_ns)[0] - self.followed.at(begin_ns)[0]
+            self.steps_rad.append(float(np.abs(step_rad).max()))
+        self.followed = motion
+
+    def positions(self, now_ns: int) -> NDArray[np.float64]:
+        return ROBOT.home_rad if self.followed is None else self.followed.at(now_ns)[0]
+
+    def go_on(self, ms: int, hold: bool = False) -> None:
+        self.now_ns += ms * MS
+        if hold:
+            self.steering.hold(self.now_ns)
+        else:
+            self.steering.follow(self.now_ns)
+
+
+@pytest.mark.parametrize('end', ['hold', 'reset'])
+@pytest.mark.parametrize(('speed_m_s', 'late_ms'), [(0.02, 25), (0.1, 65), (0.2, 300), (0.2, 25)])
+def test_a_stop_is_heard_however_short_it_is_and_however_late(speed_m_s, late_ms, end):
+    """A controller goes on while the node stands still: what comes then begins where that has led."""
+    arm = Controller()
+    assert arm.steering.adopt(arm.steering.plan(arm.chunk(speed_m_s), arm.now_ns))
+    for _ in range(12):
+        arm.go_on(25)
+    if end == 'hold':
+        arm.go_on(late_ms, hold=True)
+    else:
+        arm.now_ns += late_ms * MS
+        arm.steering.reset()
+    assert arm.followed.stamps_ns[-1] >= arm.now_ns + 100 * MS  # time enough to hear of it
+    for _ in range(30):
+        arm.go_on(25, hold=True)
+    assert not arm.followed.at(arm.now_ns)[1].any()
+    resting = KINEMATICS.forward(arm.positions(arm.now_ns))
+    poses = np.tile(resting, (16, 1, 1))
+    poses[:, 1, 3] += speed_m_s * 0.05 * np.arange(-1, 15)
+    assert arm.steering.adopt(
+        arm.steering.plan(Chunk(action_from_pose(poses, -1.0), arm.now_ns, 20.0), arm.now_ns)
+    )
+    assert arm.dropped == 0 and len(arm.steps_rad) == 2
+    assert max(arm.steps_rad) < 2e-3
+
+
+def test_a_plan_from_before_a_stop_is_not_adopted_after_it():
+    """The worker planned from the path, the streamer held meanwhile: it would not go on from there."""
+    arm = Controller()
+    assert arm.steering.adopt(arm.steering.plan(arm.chunk(0.2), arm.now_ns))
+    for _ in range(8):
+        arm.go_on(25)
+    planned_from, plan_of_poses = arm.steering._commanded, arm.guarded.plan
+
+    def held_first(chunk: Chunk, now_ns: int):
+        arm.go_on(25, hold=True)
+        return plan_of_poses(chunk, now_ns)
+
+    arm.guarded.plan = held_first
+    plan = arm.steering.plan(arm.chunk(0.2), arm.now_ns)
+    assert arm.steering._commanded is not planned_from
+    assert not arm.steering.adopt(plan)
+    arm.guarded.plan = plan_of_poses
+    assert arm.steering.adopt(arm.steering.plan(arm.chunk(0.2), arm.now_ns))
 
 
 def test_a_stop_goes_on_where_a_chunk_is_refused_before_it_begins():

@@ -25,7 +25,7 @@ from decoupled_policy_ros.runtime.joining import ChunkTiming, Joiner, JoinSettin
 from decoupled_policy_ros.runtime.joint_motion import JointMotion
 from decoupled_policy_ros.runtime.loop import PolicyLoop
 from decoupled_policy_ros.runtime.shadow import FromArm
-from decoupled_policy_ros.runtime.states import GAVE_WAY, LoopSettings
+from decoupled_policy_ros.runtime.states import GAVE_WAY, LoopSettings, command_period_ns
 from decoupled_policy_ros.runtime.steering import Guarded
 
 ROBOT = load_robot('panda_sim')
@@ -68,7 +68,7 @@ class JointStage(Stage):
             ROBOT,
             GuardSettings(),
             joints,
-            lockstep,
+            command_period_ns(lockstep, RATE_HZ),
             None if shadow else self.motions.append,
             clock,
             FromArm if shadow else Guarded,

@@ -118,7 +118,7 @@ def test_an_arm_that_was_seen_once_rests_and_one_never_seen_has_no_state():
 
 def test_each_chunk_begins_at_the_arm_and_as_fast():
     predicted: list[Chunk] = []
-    guarded = FromArm(Guard(ROBOT, GuardSettings()), KINEMATICS, MovingArm(), lockstep=False)
+    guarded = FromArm(Guard(ROBOT, GuardSettings()), KINEMATICS, MovingArm(), period_ns=PERIOD_NS)
     steering = Shadowing(guarded, predicted.append)
     for k in range(3):  # each leads away from the arm, which follows none
         now_ns = NOW_NS + k * 8 * PERIOD_NS

@@ -87,7 +87,7 @@ def drive(steering, arm: Arm, rng, seconds: float, lockstep: bool, **noise) -> L
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.02), st.floats(0.0, 0.015), st.booleans())
 def test_chunks_that_disagree_never_make_a_jump(seed, jump_m, step_m, lockstep):
     arm = Arm()
-    steering = Guarded(Guard(ROBOT), KINEMATICS, arm, lockstep)
+    steering = guarded(arm, lockstep)
     checker = drive(
         steering, arm, np.random.default_rng(seed), 1.6, lockstep, jump_m=jump_m, step_m=step_m, step_rad=0.03
     )
@@ -103,7 +103,8 @@ def test_without_a_guard_the_same_chunks_do():
 
 
 def guarded(arm: Arm, lockstep=False, **values) -> Guarded:
-    return Guarded(Guard(ROBOT, GuardSettings(**values)), KINEMATICS, arm, lockstep)
+    period_ns = None if lockstep else TICK_NS
+    return Guarded(Guard(ROBOT, GuardSettings(**values)), KINEMATICS, arm, period_ns)
 
 
 def straight(stamp_ns: int, at=HOME, speed_m_s=0.1, first_m=0.0) -> Chunk:
@@ -145,7 +146,7 @@ def test_a_floor_is_a_floor_for_a_stop_as_well():
     way[:, 2, 3] -= 0.03 * np.arange(16)
     lowest_m, moving = np.inf, 0
     for ended_ns in range(0, SECOND, TICK_NS):
-        steering = Guarded(Guard(ROBOT), KINEMATICS, arm, lockstep=False)
+        steering = guarded(arm)
         assert steering.adopt(
             steering.plan(Chunk(poses.action_from_pose(way, -1.0), BEGIN_NS, 20.0), BEGIN_NS)
         )
@@ -175,6 +176,50 @@ def test_after_a_hold_the_next_chunk_is_followed_from_there():
     first, *others = run(steering, again_ns, 20)
     np.testing.assert_allclose(first, rest, atol=1e-9)
     assert others[-1][0, 3] > rest[0, 3] + 0.01
+
+
+@pytest.mark.parametrize('holding', [False, True])
+def test_where_commands_were_missing_the_arm_is_held_where_it_was_told_to_be_last(holding):
+    """A machine that stood still, a clock that was set forward: it is not on the way any more."""
+    arm = Arm()
+    steering = guarded(arm)
+    steering.adopt(steering.plan(straight(BEGIN_NS, speed_m_s=0.4), BEGIN_NS))
+    last = run(steering, BEGIN_NS, 15)[-1]
+    last_ns = BEGIN_NS + 14 * TICK_NS
+    if holding:  # and still braking
+        last, last_ns = steering.hold(last_ns + TICK_NS), last_ns + TICK_NS
+    assert steering.missed_s(last_ns + 100_000_000) == 0.0
+    again_ns = last_ns + 300_000_000
+    assert steering.missed_s(again_ns) == pytest.approx(0.3)
+    for pose in run(steering, again_ns, 5, hold=True):
+        np.testing.assert_allclose(pose, last, atol=1e-12)
+    assert steering.missed_s(again_ns + 5 * TICK_NS) == 0.0
+    now_ns = again_ns + 5 * TICK_NS
+    arm.move(last)
+    assert steering.adopt(steering.plan(straight(now_ns, last), now_ns))
+    checker = LimitsChecker.of(ROBOT.limits)
+    for i, pose in enumerate([last, last, *run(steering, now_ns, 20)]):
+        checker.add(now_ns + (i - 2) * TICK_NS, pose)
+    checker.require_none()
+    assert pose[0, 3] > last[0, 3] + 0.01
+
+
+def test_the_first_command_is_where_the_arm_is_even_where_it_comes_late():
+    steering = guarded(Arm())
+    plan = steering.plan(straight(BEGIN_NS, speed_m_s=0.4), BEGIN_NS)
+    steering.adopt(plan)
+    assert steering.missed_s(plan.begins_ns + 2 * TICK_NS) == 0.0
+    late_ns = plan.begins_ns + 3 * TICK_NS
+    assert steering.missed_s(late_ns) == pytest.approx(0.06)
+    for pose in run(steering, late_ns, 3, hold=True):
+        np.testing.assert_allclose(pose, HOME, atol=1e-9)
+
+
+def test_in_lockstep_nothing_is_missed():
+    steering = guarded(Arm(), lockstep=True)
+    steering.adopt(steering.plan(straight(BEGIN_NS), BEGIN_NS))
+    steering.follow(BEGIN_NS)
+    assert steering.missed_s(BEGIN_NS + SECOND) == 0.0
 
 
 @pytest.mark.parametrize('begun', [False, True])
@@ -328,9 +373,7 @@ def test_slow_limits_and_chunks_that_are_soon_replaced_still_go_where_they_say(n
     ticks = count(0.0, 0.01)
     monkeypatch.setattr(steering_module, 'time', SimpleNamespace(perf_counter=lambda: next(ticks)))
     arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
-    steering = Guarded(
-        Guard(ROBOT, GuardSettings(overrides={'ee_linear_velocity_m_s': 0.1})), KINEMATICS, arm, False
-    )
+    steering = guarded(arm, overrides={'ee_linear_velocity_m_s': 0.1})
     checker.linear_m_s, at, due_ns, seen = 0.1, HOME, BEGIN_NS, []
     for now_ns in range(BEGIN_NS, BEGIN_NS + 2 * SECOND, 10_000_000):
         if now_ns >= due_ns:

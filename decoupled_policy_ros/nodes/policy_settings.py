@@ -17,7 +17,7 @@ from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.dependent import Dependent
 from decoupled_policy_ros.runtime.guard.settings import GuardSettings, read_guard_settings
 from decoupled_policy_ros.runtime.shadow import FromArm, Shadowing
-from decoupled_policy_ros.runtime.states import IN_JOINTS, LoopSettings
+from decoupled_policy_ros.runtime.states import IN_JOINTS, LoopSettings, command_period_ns
 from decoupled_policy_ros.runtime.steering import Guarded, Steering
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def policy_steering(
         robot,
         checks,
         log.joints(joints) if joints is not None else None,
-        settings.lockstep,
+        command_period_ns(settings.lockstep, settings.control_rate_hz),
         outputs.joints.send if outputs.joints is not None else None,
         log.clock(now_ns),
         FromArm if settings.shadow else Guarded,

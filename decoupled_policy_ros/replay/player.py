@@ -23,7 +23,7 @@ from decoupled_policy_ros.runtime.joining import Joiner
 from decoupled_policy_ros.runtime.joint_motion import JointMotion
 from decoupled_policy_ros.runtime.motion import UnderWay
 from decoupled_policy_ros.runtime.shadow import FromArm
-from decoupled_policy_ros.runtime.states import IN_JOINTS, IN_POSES
+from decoupled_policy_ros.runtime.states import IN_JOINTS, IN_POSES, command_period_ns
 from decoupled_policy_ros.runtime.steering import Guarded
 
 Array = NDArray[np.float64]
@@ -127,7 +127,7 @@ class Player:
             robot,
             guard,
             self._joints,
-            settings['lockstep'],
+            command_period_ns(settings['lockstep'], settings['control_rate_hz']),
             self._send if self._in_joints else None,
             lambda: self._clock_ns,
             self._guarded,

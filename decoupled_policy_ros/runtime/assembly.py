@@ -54,10 +54,10 @@ def assembled_steering(
     robot: RobotDescription,
     checks: GuardSettings | None,
     joints: Joints | None,
-    lockstep: bool,
+    period_ns: int | None,
     send: Callable[[JointMotion], None] | None,
     now_ns: Callable[[], int],
-    guarded: Callable[[Guard, Kinematics, Any, bool], Guarded] = Guarded,
+    guarded: Callable[[Guard, Kinematics, Any, int | None], Guarded] = Guarded,
 ) -> Steering:
     """What turns chunks into commands.
 
@@ -65,7 +65,7 @@ def assembled_steering(
         robot: the arm.
         checks: of the guard; None: no guard.
         joints: where the arm is; needed with a guard.
-        lockstep: time waits for commands.
+        period_ns: of commands; None: time waits for them.
         send: told of motions of the joints; None: none are made. They need a guard.
         now_ns: the clock.
         guarded: what follows chunks with a guard.
@@ -76,5 +76,5 @@ def assembled_steering(
     if checks is None:
         return Direct(GuardSettings().stopping(robot))
     assert joints is not None
-    steering = guarded(Guard(robot, checks), Kinematics(robot), joints, lockstep)
-    return steering if send is None else InJoints(steering, robot, joints, send, now_ns, lockstep)
+    steering = guarded(Guard(robot, checks), Kinematics(robot), joints, period_ns)
+    return steering if send is None else InJoints(steering, robot, joints, send, now_ns, period_ns is None)

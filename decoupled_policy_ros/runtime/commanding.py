@@ -135,6 +135,10 @@ class Commander:
     def command(self, now_ns: int) -> bool:
         """Command for this time; False if it has to be waited for."""
         chunk = self.chunk
+        if chunk is not None and (missed_s := self._steering.missed_s(now_ns)):
+            self._refusal = InferenceError(f'no command for {missed_s:.3f} s: begins anew, from rest')
+            self._refused_ns = now_ns
+            return self._hold(now_ns)
         begun = chunk is not None and chunk.observation_stamp_ns <= now_ns
         if chunk is not None and begun and now_ns < chunk.replan_stamp_ns:
             return self._follow(now_ns)

@@ -33,6 +33,8 @@ FORMAT = 1
 FOLLOW, HOLD = 'follow', 'hold'
 #: So many commands are written down together, if nothing else happens: a second at 50 Hz.
 TICKS = 50
+#: And so many chunks that were refused.
+REFUSED = 20
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,8 @@ class CycleLog:
         """A chunk is not followed; where it `stays`, a command to stay where the arm is may come of that."""
         joints_ns = list(self._joints_ns) if stays else []
         self._add(self._cycle(engine, observation, joints_ns, refused=reason))
+        if len(self._pending) >= REFUSED:
+            self._flush()
 
     def ticked(self, stamp_ns: int, followed: bool) -> None:
         """A command has been given."""

@@ -67,6 +67,10 @@ class Dependent:
         """Pose (4, 4) for a time at which nothing new is known."""
         return self._steering.hold(now_ns, begin)
 
+    def missed_s(self, now_ns: int) -> float:
+        """For how long (s) no command was given, if that is too long."""
+        return self._steering.missed_s(now_ns)
+
     def reset(self, silently: bool = False) -> None:
         """Forget what was commanded."""
         self._steering.reset(silently)

@@ -102,6 +102,10 @@ class Direct:
         self._last, self._last_ns = self._motion.state(now_ns).pose, now_ns
         return self._last
 
+    def missed_s(self, now_ns: int) -> float:
+        """Nothing is too long: without a guard commands may jump."""
+        return 0.0
+
     def values(self) -> dict[str, str]:
         """Nothing to report."""
         return {}

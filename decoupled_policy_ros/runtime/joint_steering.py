@@ -31,13 +31,21 @@ LONGEST_NS = 100_000_000
 BRAKING_SHARE = 0.95
 #: Longest time from one point of a stop to the next (ns).
 STOP_NS = 20_000_000
+#: How much later than now a stop ends at least (ns), at rest: a controller drops what has ended when it hears of it.
+REST_NS = 100_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class JointPlan(Plan):
-    """A path with the joints' motion along it."""
+    """A path with the joints' motion along it.
+
+    Attributes:
+        joints: the motion.
+        joints_before: the one that it goes on from.
+    """
 
     joints: JointMotion | None = None
+    joints_before: JointMotion | None = None
 
 
 class InJoints:
@@ -88,12 +96,12 @@ class InJoints:
             motion = _joined(commanded, now_ns, motion)
         if found is not None:
             raise self._rejected(found)
-        return JointPlan(**vars(plan), joints=motion)
+        return JointPlan(**vars(plan), joints=motion, joints_before=commanded)
 
     def adopt(self, plan: Plan) -> bool:
         """Follow a plan, and publish its joints; False where it came too late."""
         assert isinstance(plan, JointPlan) and plan.joints is not None
-        if not self._steering.adopt(plan):
+        if plan.joints_before is not self._commanded or not self._steering.adopt(plan):
             return False
         self._commanded, self._stop = plan.joints, None
         if self._lockstep:
@@ -119,7 +127,9 @@ class InJoints:
         begins = begin and self._commanded is None
         if begins and (measured := self._joints.positions(now_ns)) is not None:
             self._commanded = JointMotion([now_ns], measured[None], np.zeros((1, len(measured))))
-        pose = self._steering.hold(now_ns, begin, self._braking())
+        if not self._lockstep:
+            self._last_ns = now_ns  # the controller has gone on by itself since the last command
+        pose = self._steering.hold(now_ns, begin, self._braking(), self._last_ns or None)
         stop = self._steering.motion
         if isinstance(stop, Stop) and stop is not self._stop and self._commanded is not None:
             self._stop = stop
@@ -132,11 +142,17 @@ class InJoints:
             before = self._commanded.at(stamps_ns[0])[0]
             self._commanded, _ = self._motion(self._stopper, stop, stamps_ns, before)
             self._published_ns = stamps_ns[-1]
+            if not self._lockstep and self._published_ns < now_ns + REST_NS:
+                self._commanded = self._commanded.resting_until(now_ns + REST_NS)
             self._publish(self._commanded)
         elif self._lockstep and self._commanded is not None:
             self._publish(_point(self._commanded, now_ns))  # each step is waited for
         self._last_ns = now_ns
         return pose
+
+    def missed_s(self, now_ns: int) -> float:
+        """Nothing is too long: the controller goes on by itself."""
+        return 0.0
 
     def reset(self, silently: bool = False) -> None:
         """Bring the arm to rest, unless it is to be done silently, and forget what was commanded."""
@@ -154,7 +170,8 @@ class InJoints:
         positions, velocities = commanded.at(since_ns)
         if velocities.any():
             stop = braking(positions, velocities, start_ns, self._limits.acceleration_rad_s2)
-            self._publish(stop if stop.stamps_ns[-1] > now_ns else stop.resting_until(now_ns + STOP_NS))
+            ends_ns, rest_ns = (now_ns, STOP_NS) if self._lockstep else (now_ns + REST_NS, REST_NS)
+            self._publish(stop if stop.stamps_ns[-1] > ends_ns else stop.resting_until(now_ns + rest_ns))
 
     def _braking(self) -> JointBraking | None:
         commanded = self._commanded

@@ -64,12 +64,12 @@ class FromArm(Guarded):
     """Guarded steering whose paths all begin at the arm.
 
     Args:
-        guard, kinematics, lockstep: as for `Guarded`.
+        guard, kinematics, period_ns: as for `Guarded`.
         joints: where the arm is, and how fast.
     """
 
-    def __init__(self, guard: Guard, kinematics: Kinematics, joints: StampedJoints, lockstep: bool):
-        super().__init__(guard, kinematics, joints, lockstep)
+    def __init__(self, guard: Guard, kinematics: Kinematics, joints: StampedJoints, period_ns: int | None):
+        super().__init__(guard, kinematics, joints, period_ns)
         self._stamped = joints
 
     def _check(self, chunk: Chunk, now_ns: int, motion: Motion | None, before: Motion | None) -> Verdict:
@@ -122,6 +122,10 @@ class Shadowing:
     def hold(self, now_ns: int, begin: bool = False) -> Array | None:
         """Pose (4, 4) that it would be told while nothing new is known."""
         return self._steering.hold(now_ns, begin)
+
+    def missed_s(self, now_ns: int) -> float:
+        """For how long (s) nothing was shown, if that is too long."""
+        return self._steering.missed_s(now_ns)
 
     def reset(self, silently: bool = False) -> None:
         """Forget what was shown."""

@@ -49,4 +49,9 @@ class LoopSettings:
     @property
     def command_period_ns(self) -> int | None:
         """Time from one command to the next; None where time waits for commands."""
-        return None if self.lockstep else round(1e9 / self.control_rate_hz)
+        return command_period_ns(self.lockstep, self.control_rate_hz)
+
+
+def command_period_ns(lockstep: bool, control_rate_hz: float) -> int | None:
+    """Time from one command to the next; None where time waits for commands."""
+    return None if lockstep else round(1e9 / control_rate_hz)

@@ -29,6 +29,9 @@ Array = NDArray[np.float64]
 LEAD_S = 0.01
 #: Tolerance of stamps (ns): those of chunks are rounded.
 ROUNDING_NS = 1000
+#: Where nothing is commanded for longer (s), and for more periods of commands, the arm is no longer taken to be on the
+#: way but at its last command; and the first command has to come within so many periods.
+LONGEST_GAP_S, LONGEST_GAP, LONGEST_FIRST_GAP = 0.1, 3, 2
 
 
 class ChunkRejected(InferenceError):
@@ -89,6 +92,12 @@ class Steering(Protocol):
         With `begin` that may be the first command: to stay where the arm is, if that is known.
         """
 
+    def missed_s(self, now_ns: int) -> float:
+        """For how long (s) no command was given, if that is too long to go on with what is followed; else 0.
+
+        To go on would begin with a jump. What is followed then has to be held.
+        """
+
     def reset(self, silently: bool = False) -> None:
         """Forget what was commanded; `silently`: without another command, for somebody else gives them now."""
 
@@ -113,11 +122,12 @@ class Guarded:
         guard: checks each chunk.
         kinematics: of the arm, for where it is before the first command.
         joints: where the arm is.
-        lockstep: time waits while a chunk is planned, so that its path begins at the last command.
+        period_ns: of commands; None: time waits for them, and while a chunk is planned, so that its path begins at the
+            last command.
     """
 
-    def __init__(self, guard: Guard, kinematics: Kinematics, joints: Joints, lockstep: bool):
-        self.guard, self._kinematics, self._joints, self._lockstep = guard, kinematics, joints, lockstep
+    def __init__(self, guard: Guard, kinematics: Kinematics, joints: Joints, period_ns: int | None):
+        self.guard, self._kinematics, self._joints, self._period_ns = guard, kinematics, joints, period_ns
         self.statistics = GuardStatistics()
         self._longest_s = 0.0
         self.reset()
@@ -173,9 +183,38 @@ class Guarded:
         self._last_ns = now_ns
         return motion.state(now_ns).pose, motion.gripper(now_ns)
 
-    def hold(self, now_ns: int, begin: bool = False, joints: JointBraking | None = None) -> Array | None:
-        """Brake on the way that was commanded last, and stay; before that, stay where the arm is if asked to."""
+    def missed_s(self, now_ns: int) -> float:
+        """For how long (s) no command was given, if that is too long to go on with what is followed; else 0."""
+        motion, last_ns, period_ns = self._motion, self._last_ns, self._period_ns
+        if motion is None or period_ns is None:
+            return 0.0
+        longest_ns = max(LONGEST_GAP * period_ns, LONGEST_GAP_S * NS_PER_S)
+        if last_ns is None:
+            last_ns, longest_ns = motion.start_ns, LONGEST_FIRST_GAP * period_ns
+        return (now_ns - last_ns) / NS_PER_S if now_ns - last_ns > longest_ns else 0.0
+
+    def hold(
+        self,
+        now_ns: int,
+        begin: bool = False,
+        joints: JointBraking | None = None,
+        since_ns: int | None = None,
+    ) -> Array | None:
+        """Brake on the way that was commanded last, and stay; before that, stay where the arm is if asked to.
+
+        Where commands were missing for too long the arm stays at the last one.
+
+        Args:
+            now_ns, begin: as for `Steering.hold`.
+            joints: what they have to keep as well.
+            since_ns: until when the arm has gone on without commands, if it does that.
+        """
         motion = self._motion
+        if motion is not None and since_ns is None and self.missed_s(now_ns):
+            last_ns = motion.start_ns if self._last_ns is None else self._last_ns
+            resting = MotionState.at_rest(_at(last_ns, motion, self._before).state(last_ns).pose)
+            motion = Stop(StraightOn(resting, now_ns), now_ns, self.guard.stopping)
+            self._motion, self._before = motion, None
         if motion is None and begin and (joints_rad := self._joints.positions(now_ns)) is not None:
             state = MotionState.at_rest(self._kinematics.forward(joints_rad))
             motion = self._motion = Stop(StraightOn(state, now_ns), now_ns, self.guard.stopping)
@@ -183,7 +222,9 @@ class Guarded:
             return None
         if not isinstance(motion, Stop):
             assert isinstance(motion, Path)
-            since_ns, before = now_ns if self._last_ns is None else self._last_ns, self._before
+            before = self._before
+            if since_ns is None:
+                since_ns = now_ns if self._last_ns is None else self._last_ns
             way = UnderWay(motion, before, motion.end_ns).followed_by(since_ns)
             if way is not motion and isinstance(before, Stop):
                 motion = before  # the path has not begun, and the stop before it goes on
@@ -232,7 +273,7 @@ class Guarded:
 
     def _start_ns(self, chunk: Chunk, now_ns: int) -> int:
         """Where the path begins: where the chunk does, or soon; if time waits, a waypoint before the next command."""
-        if not self._lockstep:
+        if self._period_ns is not None:
             return max(chunk.begins_ns, now_ns + round(max(LEAD_S, 2 * self._longest_s) * NS_PER_S))
         last_ns = self._last_ns
         return now_ns - round(NS_PER_S / chunk.rate_hz) if last_ns is None else last_ns

@@ -110,7 +110,7 @@ class Scene:
         self.steering: Steering = Direct()
         if guard is not None:
             checks = Guard(sim.robot, guard)
-            self.steering = Guarded(checks, kinematics, _Joints(sim), lockstep=True)
+            self.steering = Guarded(checks, kinematics, _Joints(sim), period_ns=None)
         self.buffers = {name: StreamBuffer(2 * contract.n_obs_steps) for name in contract.names}
         self.sampler = Sampler(contract, self.buffers)
         for stream in contract.streams:

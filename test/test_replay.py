@@ -153,7 +153,8 @@ def played(stage: JointStage, task: Path) -> Player:
     policy = load_policy(task, ROBOT)
     skill = Skill(Engine(policy, STEPS), Seen(stage, policy), Joiner(ChunkTiming.of(policy), stage.join))
     settings = {
-        'output': 'both', 'shadow': stage.shadow, 'lockstep': stage.lockstep, 'gripper_hysteresis': HYSTERESIS
+        'output': 'both', 'shadow': stage.shadow, 'lockstep': stage.lockstep, 'gripper_hysteresis': HYSTERESIS,
+        'control_rate_hz': RATE_HZ,
     }  # fmt: skip
     player = Player({policy.task.sha256: skill}, ROBOT, {'settings': settings}, GuardSettings(), SEED)
     starts = 0

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.robot.description import Limits, RobotDescription
+from decoupled_policy_ros.runtime.guard.guard import BESIDE_M
 from decoupled_policy_ros.runtime.joint_motion import VELOCITY_MARGIN, JointMotion
 
 Array = NDArray[np.float64]
@@ -24,6 +25,8 @@ Array = NDArray[np.float64]
 TOLERANCE = 1.002
 #: Commands further apart than this (s) are the end of one motion and the beginning of another.
 PAUSE_S = 1.0
+#: How far outside of the workspace a command may lie: what a path may turn beside it, and rounding.
+OUTSIDE_M = BESIDE_M + 1e-5
 
 
 @dataclass
@@ -78,7 +81,7 @@ class LimitsChecker:
             return self.restart()
         if self.workspace_m is not None:
             outside = np.maximum(self.workspace_m[0] - pose[:3, 3], pose[:3, 3] - self.workspace_m[1])
-            self._look('outside_m', float(outside.max()), 1e-4, stamp_ns)
+            self._look('outside_m', float(outside.max()), OUTSIDE_M, stamp_ns)
         last, self._last = self._last, (stamp_ns, pose)
         if last is None:
             return None

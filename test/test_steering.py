@@ -339,8 +339,11 @@ def test_what_is_published_are_the_waypoints_and_stamps_that_are_followed():
 
 @pytest.mark.parametrize(('turn_rad', 'side_m'), [(0.0, 0.03), (0.3, 0.0), (0.6, 0.0)])
 @pytest.mark.parametrize('drop_m', [0.21, 0.22, 0.235, 0.25])
-def test_who_turns_above_the_floor_stays_above_it(turn_rad, side_m, drop_m):
+@pytest.mark.parametrize('check_s', [0.005, 0.038, 0.059])
+def test_who_turns_above_the_floor_stays_above_it(turn_rad, side_m, drop_m, check_s, monkeypatch):
     """On the way down at 0.5 m/s the next chunk also turns about, which takes longer than to brake."""
+    ticks = count(0.0, check_s)  # later by as much as a check takes, a path begins to turn elsewhere
+    monkeypatch.setattr(steering_module, 'time', SimpleNamespace(perf_counter=lambda: next(ticks)))
     arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
     floor_m = ROBOT.limits.workspace_m[0, 2]
     high, low = HOME.copy(), HOME.copy()
@@ -395,7 +398,7 @@ def test_slow_limits_and_chunks_that_are_soon_replaced_still_go_where_they_say(n
 
 
 def follower(arm: Arm, **values) -> Follower:
-    return Follower(Guard(ROBOT, GuardSettings(**values)), KINEMATICS, arm, 0.05, 0.2)
+    return Follower(Guard(ROBOT, GuardSettings(**values)), KINEMATICS, arm, 0.05, 0.2, 0.02)
 
 
 def stream(
@@ -466,6 +469,27 @@ def test_a_stream_that_ends_comes_to_rest_and_is_picked_up_again():
     checker.require_none()
     assert not follow.holding
     assert follow.statistics.values()['guard_reject_stale'] == '1'
+
+
+@pytest.mark.parametrize('gap_s', [0.15, 0.5])  # shorter and longer than targets are waited for
+@pytest.mark.parametrize('with_target', [False, True])
+def test_where_ticks_were_missing_a_person_is_followed_from_the_last_command_on(gap_s, with_target):
+    arm, checker = Arm(), LimitsChecker.of(ROBOT.limits)
+    follow = follower(arm)
+    now_ns = stream(follow, arm, ahead(*np.arange(25) * 0.008), checker)
+    last, before = KINEMATICS.forward(arm.joints_rad), checker.breaches.copy()
+    now_ns += round(gap_s * SECOND)
+    if with_target:
+        assert follow.target(ahead(0.2)[0], now_ns) is None
+    first = follow.command(now_ns)
+    assert np.linalg.norm((first - last)[:3, 3]) < 1e-3  # joints are found to a tenth of a millimetre
+    assert before == []
+    again = LimitsChecker.of(ROBOT.limits)
+    for i in range(2):
+        again.add(now_ns + (i - 2) * TICK_NS, first)
+    stream(follow, arm, ahead(*[0.2] * 30), again, now_ns)
+    again.require_none()
+    assert KINEMATICS.forward(arm.joints_rad)[0, 3] == pytest.approx(HOME[0, 3] + 0.2, abs=1e-3)
 
 
 @pytest.mark.parametrize('scale', [0.2, 0.05])

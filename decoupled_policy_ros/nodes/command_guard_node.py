@@ -96,6 +96,7 @@ class CommandGuardNode(Node):
             self._joints,
             settings.horizon_s,
             settings.target_timeout_s,
+            1.0 / settings.control_rate_hz,
         )
         self._enabled, self._state, self._seen_ns = settings.enabled, '', 0
         self._ends, self._rests = threading.Event(), threading.Event()

@@ -8,6 +8,9 @@ An arm that is further from where it is told to be than a first target may be fr
 not follow: somebody moved it by hand, or something holds it. A compliant arm's lag of some centimetres is less. It is
 not pulled: the motion comes to rest, and if the arm is still elsewhere then, what was commanded is forgotten and
 nothing is commanded until a target near the arm comes.
+
+Nor does it go on where no command could be given for too long, as `runtime.steering` does it: the arm is held at the
+last one, and the next target is approached from there.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request, missing_joints, well_formed
 from decoupled_policy_ros.runtime.guard.verdict import Finding, GuardStatistics, Outcome
 from decoupled_policy_ros.runtime.motion import NS_PER_S, MotionState, Path
-from decoupled_policy_ros.runtime.steering import Joints
-from decoupled_policy_ros.runtime.stopping import Stop
+from decoupled_policy_ros.runtime.steering import LONGEST_GAP, LONGEST_GAP_S, Joints
+from decoupled_policy_ros.runtime.stopping import Stop, StraightOn
 
 Array = NDArray[np.float64]
 
@@ -36,13 +39,21 @@ class Follower:
         joints: where the arm is.
         horizon_s: each target is to be reached so much later; longer is smoother and lags more.
         timeout_s: without a new target for so long, the arm comes to rest.
+        period_s: of the ticks.
     """
 
     def __init__(
-        self, guard: Guard, kinematics: Kinematics, joints: Joints, horizon_s: float, timeout_s: float
+        self,
+        guard: Guard,
+        kinematics: Kinematics,
+        joints: Joints,
+        horizon_s: float,
+        timeout_s: float,
+        period_s: float,
     ):
         self._guard, self._kinematics, self._joints = guard, kinematics, joints
         self._horizon_ns, self._timeout_ns = round(horizon_s * NS_PER_S), round(timeout_s * NS_PER_S)
+        self._longest_ns = round(max(LONGEST_GAP_S, LONGEST_GAP * period_s) * NS_PER_S)
         self.statistics = GuardStatistics()
         self.reset()
 
@@ -69,6 +80,7 @@ class Follower:
 
     def target(self, pose_base_ee: Array, now_ns: int) -> Finding | None:
         """Go to a pose (4, 4) from now on; what it is refused for, if it is, and then the arm comes to rest."""
+        self._mind_gap(now_ns)
         found = self._go(pose_base_ee, now_ns)
         if found is None:
             self._target_ns, self.reason = now_ns, ''
@@ -81,6 +93,7 @@ class Follower:
 
     def command(self, now_ns: int) -> Array | None:
         """Pose (4, 4) to command now; None as long as nothing has been commanded, or again where that was forgotten."""
+        self._mind_gap(now_ns)
         away = self._away(now_ns)
         if now_ns - self._target_ns > self._timeout_ns and not self.holding:
             silence_s = (now_ns - self._target_ns) / NS_PER_S
@@ -102,6 +115,14 @@ class Follower:
             return None
         self._last_ns = now_ns
         return self._motion.state(now_ns).pose
+
+    def _mind_gap(self, now_ns: int) -> None:
+        """Stay at the last command if there was none for too long: the arm is there, and no longer on the way."""
+        gap_ns = now_ns - self._last_ns
+        if self.started and self._motion is not None and not self.at_rest and gap_ns > self._longest_ns:
+            pose = self._motion.state(self._last_ns).pose
+            self._motion = Stop(StraightOn(MotionState.at_rest(pose), now_ns), now_ns, self._guard.stopping)
+            self._last_ns, self.reason = now_ns, f'no command for {gap_ns / NS_PER_S:.3f} s'
 
     def _go(self, pose_base_ee: Array, now_ns: int) -> Finding | None:
         found = well_formed(pose_base_ee[None]) or self._checked(pose_base_ee, now_ns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tracemalloc
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -92,6 +93,31 @@ def test_only_the_first_episodes_are_read_when_no_more_are_asked_for(robomimic, 
     data = load_demonstrations(stage2(robomimic, cameras=['agentview'], episodes=1), 16, robot, 20.0)
     np.testing.assert_array_equal(data.streams['agentview'].numpy(), episodes[0].images)
     assert len(data.windows) == len(data.actions) == len(episodes[0].joints)
+
+
+@pytest.mark.parametrize('changes', [{'every': 2}, {'episodes': 11}, {'only_successful': True}])
+def test_reading_takes_little_more_memory_than_the_pictures_themselves(changes, robot, tmp_path):
+    spec = DatasetSpec.of(robot, 20.0, {'wrist': (120, 160)})
+    pictures = np.zeros((20, 120, 160, 3), np.uint8)
+    with DatasetWriter(tmp_path / 'd', spec) as writer:
+        for motion in synth_motions(robot, 12, 0, 20.0):
+            joints = np.column_stack([motion.joint_positions[:20, :7], np.zeros((20, 2))])
+            rows = {
+                'observation.joint_positions': joints,
+                'observation.proprioception': Proprioception(robot, Kinematics(robot)).many(joints),
+                'observation.pose': motion.actions[:20],
+                'action': motion.actions[:20],
+                'observation.images.wrist': pictures,
+            }
+            writer.add_episode('x', True, rows)
+    config = stage2(tmp_path / 'd', cameras=['wrist'], **changes)
+    tracemalloc.start()
+    try:
+        data = load_demonstrations(config, 16, robot, 20.0 / config.every)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * data.streams['wrist'].nbytes
 
 
 def test_several_instructions_are_refused_until_one_is_chosen(episodes, robot, tmp_path):

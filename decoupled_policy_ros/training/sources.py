@@ -24,7 +24,7 @@ from decoupled_policy_ros.data.motions.motions import (
 )
 from decoupled_policy_ros.data.readers.interface import Demonstrations
 from decoupled_policy_ros.data.readers.opening import open_demonstrations
-from decoupled_policy_ros.data.readers.views import labels_of, only_successful
+from decoupled_policy_ros.data.readers.views import in_one, labels_of, only_successful
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot
@@ -301,7 +301,8 @@ def _images(dataset: Demonstrations, camera: str, n: int, size: tuple[int, int] 
     """Pictures (F, H, W, 3) of the first n episodes; those of the others are not read."""
     if n == dataset.n_episodes:
         return dataset.images(camera, None, size)
-    return np.concatenate([dataset.images(camera, episode, size) for episode in range(n)])
+    parts = (dataset.images(camera, episode, size) for episode in range(n))
+    return in_one(parts, int(dataset.lengths[:n].sum()))
 
 
 def contract_of(config: Stage2Config, streams: dict[str, Tensor], rate_hz: float) -> ObservationContract:

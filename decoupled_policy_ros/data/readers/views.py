@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,18 @@ from decoupled_policy_ros.robot.fingerprint import Fingerprint
 
 #: What the conventions say of actions that are the next pose: others' datasets, and ours.
 ACHIEVED_ACTIONS = ('next_pose', 'absolute pose_base_ee, achieved')
+
+
+def in_one(parts: Iterable[NDArray[Any]], rows: int) -> NDArray[Any]:
+    """Parts one after the other in an array of so many rows; what is in memory beside it is a part, not all of them."""
+    whole, first = None, 0
+    for part in parts:
+        if whole is None:
+            whole = np.empty((rows, *part.shape[1:]), part.dtype)
+        whole[first : first + len(part)] = part
+        first += len(part)
+    assert whole is not None and first == rows
+    return whole
 
 
 class _Episodes:
@@ -96,7 +108,7 @@ class Joined(_Episodes):
     ) -> NDArray[np.uint8]:
         """Images (N, H, W, 3) RGB of all episodes or of one."""
         if episode is None:
-            return np.concatenate([part.images(camera, None, size) for part in self.parts])
+            return in_one((self.images(camera, e, size) for e in range(self.n_episodes)), self.n_frames)
         part, index = self._part(episode)
         return part.images(camera, index, size)
 
@@ -151,10 +163,10 @@ class Decimated(_Episodes):
         self, camera: str, episode: int | None = None, size: tuple[int, int] | None = None
     ) -> NDArray[np.uint8]:
         """Images (N, H, W, 3) RGB of all episodes or of one."""
-        episodes = range(self.n_episodes) if episode is None else [self._checked(episode)]
-        return np.concatenate(
-            [self._faster.images(camera, e, size)[:: self._n][: self.lengths[e]] for e in episodes]
-        )
+        if episode is None:
+            return in_one((self.images(camera, e, size) for e in range(self.n_episodes)), self.n_frames)
+        images = self._faster.images(camera, self._checked(episode), size)
+        return images[:: self._n][: self.lengths[episode]].copy()  # a view would keep all of them in memory
 
     def _read(self, name: str) -> str:
         return POSE if name == ACTION and self._achieved else name
@@ -193,8 +205,9 @@ class Chosen(_Episodes):
         self, camera: str, episode: int | None = None, size: tuple[int, int] | None = None
     ) -> NDArray[np.uint8]:
         """Images (N, H, W, 3) RGB of all episodes or of one."""
-        chosen = self._chosen if episode is None else [self._chosen[self._checked(episode)]]
-        return np.concatenate([self._whole.images(camera, index, size) for index in chosen])
+        if episode is None:
+            return in_one((self.images(camera, e, size) for e in range(self.n_episodes)), self.n_frames)
+        return self._whole.images(camera, self._chosen[self._checked(episode)], size)
 
 
 def labels_of(found: Demonstrations) -> list[bool | None] | None:

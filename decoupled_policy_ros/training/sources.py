@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,6 +205,13 @@ class DemonstrationWindows:
     provenance: dict
     held_out: list[int] = field(default_factory=list)
     training_windows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    @property
+    def episodes_sha256(self) -> str:
+        """Hash of where episodes end and what was said in each, which rows of streams and actions don't show."""
+        ends = self.windows.ends.tolist()
+        text = json.dumps([ends, self.instructions, self.instruction_of.tolist()])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def draw(self, batch_size: int) -> Tensor:
         """Numbers of windows (batch_size,), at random from the episodes that are not held out."""

@@ -261,6 +261,8 @@ def test_recordings_that_contradict_each_other_are_refused(tmp_path):
     assert list(report['failed']) == [str(silent)] and report['totals']['bags'] == 1
     with pytest.raises(DatasetError, match='given twice'):
         make_plan([one, one], SETTINGS)
+    with pytest.raises(DatasetError, match=r'one, .*one: the same recording is given twice'):
+        make_plan([one, Path(os.path.relpath(one))], SETTINGS)
 
 
 def test_a_recording_of_another_arm_is_refused_with_both_values(tmp_path):

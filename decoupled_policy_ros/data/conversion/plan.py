@@ -193,9 +193,10 @@ def _expand(paths: list[Path]) -> tuple[list[Path], list[str]]:
             hint = '; it has unfinished episodes: see `decoupled-policy recover`' if partial else ''
             raise DatasetError(f'{path} is no bag and has none in it{hint}')
         found += inside
-    twice = sorted({str(path) for path in found if found.count(path) > 1})
+    places = [path.resolve() for path in found]
+    twice = sorted({str(path) for path, place in zip(found, places, strict=True) if places.count(place) > 1})
     if twice:
-        raise DatasetError(f'{", ".join(twice)} is given twice')
+        raise DatasetError(f'{", ".join(twice)}: the same recording is given twice')
     return found, left_out
 
 

@@ -27,6 +27,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.data.datasets.dataset import DatasetSpec, DatasetWriter
+from decoupled_policy_ros.data.parallel import end_with
 from decoupled_policy_ros.errors import SimulationError
 from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.robot import poses
@@ -241,7 +242,7 @@ def _attempts(scene: _Scene, seed: int, workers: int, noise: bool) -> Generator[
         workers,
         multiprocessing.get_context('spawn'),
         initializer=_start_worker,
-        initargs=(scene, workers),
+        initargs=(scene, workers, os.getpid()),
     )
     waiting: collections.deque[Future] = collections.deque()
     try:
@@ -260,7 +261,8 @@ def _attempts(scene: _Scene, seed: int, workers: int, noise: bool) -> Generator[
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(scene: _Scene, workers: int) -> None:
+def _start_worker(scene: _Scene, workers: int, parent: int) -> None:
+    end_with(parent)
     if workers > 1:
         # One process per core: threads of the software renderer or of BLAS would only wait for each other.
         for name in ('LP_NUM_THREADS', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):

@@ -336,6 +336,8 @@ def test_demonstrations_refuse_a_bad_task_count_or_folder(tmp_path):
         demonstrations.make_demonstrations('juggle', 1, tmp_path / 'a')
     with pytest.raises(SimulationError, match='at least 1'):
         demonstrations.make_demonstrations('lift', 0, tmp_path / 'a')
+    with pytest.raises(SimulationError, match='seed must be at least 0, got -1'):
+        demonstrations.make_demonstrations('lift', 1, tmp_path / 'a', seed=-1)
     with pytest.raises(DatasetError, match='exists'):
         demonstrations.make_demonstrations('lift', 1, tmp_path)
     assert list(tmp_path.iterdir()) == []

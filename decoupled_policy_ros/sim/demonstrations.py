@@ -98,14 +98,16 @@ def make_demonstrations(
         robot: name in config/robots, or path, of a simulated arm.
 
     Raises:
-        SimulationError: unknown task, tasks of different scenes, a number below 1, the simulator can't start, or most
-            attempts fail.
+        SimulationError: unknown task, tasks of different scenes, a number below 1 or a seed below 0, the simulator
+            can't start, or most attempts fail.
         DatasetError: `out` exists.
     """
     tasks = _of_one_scene([task] if isinstance(task, str) else task)
     workers = workers if workers is not None else len(os.sched_getaffinity(0))
     if episodes < 1 or workers < 1:
         raise SimulationError(f'episodes and workers must be at least 1, got {episodes} and {workers}')
+    if seed < 0:
+        raise SimulationError(f'seed must be at least 0, got {seed}')
     started, failed = time.monotonic(), 0
     cameras = DEFAULT_CAMERAS if images else {}
     columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn('{task.fields[note]}')]

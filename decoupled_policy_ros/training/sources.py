@@ -272,14 +272,16 @@ def load_demonstrations(
     dataset.fingerprint.require_equal(
         Fingerprint.of(robot, rate_hz), what=f'dataset {config.dataset}', other_what=f'robot {robot.name!r}'
     )
-    if len(dataset.tasks) != 1 and config.instruction is None and config.language is None:
+    tasks = list(dict.fromkeys(task.strip() for task in dataset.tasks))
+    instruction = (config.instruction or '').strip()
+    if len(tasks) != 1 and not instruction and config.language is None:
         raise DatasetError(
-            f'{config.dataset} holds the instructions {dataset.tasks}; one policy has one instruction: set '
+            f'{config.dataset} holds the instructions {tasks}; one policy has one instruction: set '
             f'`language` for a policy that tells them apart, or `instruction` to train all of them under that one, '
             f'or convert with --instruction, or apart'
         )
     n = min(config.episodes or dataset.n_episodes, dataset.n_episodes)
-    said = [config.instruction or dataset.task_of(episode) for episode in range(n)]
+    said = [instruction or dataset.task_of(episode).strip() for episode in range(n)]
     instructions = list(dict.fromkeys(said))
     frames = int(dataset.lengths[:n].sum())
     theirs = config.cameras if isinstance(config.cameras, dict) else {name: name for name in config.cameras}

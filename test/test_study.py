@@ -20,7 +20,7 @@ from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.training.network import DEFAULT_BACKBONE, new_backbone
 from decoupled_policy_ros.training.study import insert_table, load_study, run_studies, write_results
 from decoupled_policy_ros.training.study.config import merged
-from decoupled_policy_ros.training.study.job_kinds import Cell, DemonstrationsJob, Stage1Job
+from decoupled_policy_ros.training.study.job_kinds import Cell, DemonstrationsJob, Stage1Job, _begin
 from decoupled_policy_ros.training.study.jobs import plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -305,6 +305,22 @@ def test_what_is_made_anew_under_its_old_name_is_trained_on_anew(tmp_path):
         assert (before['run'], before['demonstrations']) == (after['run'], 1) and after['demonstrations'] == 2
         assert before['task_sha256'] != after['task_sha256']
         assert before['backbone_sha256'] != after['backbone_sha256']
+
+
+@pytest.mark.parametrize(
+    ('outcome', 'kept'),
+    [(None, True), ({}, True), ({'demonstrations': 2}, True), ({'demonstrations': 1}, False)],
+)
+def test_a_folder_that_does_not_say_what_it_is_made_of_goes_by_its_outcome(outcome, kept, tmp_path):
+    weights = tmp_path / 'best' / 'task.safetensors'
+    weights.parent.mkdir()
+    weights.touch()
+    if outcome is not None:
+        (tmp_path / 'outcome.json').write_text(json.dumps(outcome))
+    _begin(tmp_path, {'demonstrations': 2})
+    assert weights.exists() == (tmp_path / 'best').exists() == kept
+    assert (tmp_path / 'outcome.json').exists() == (kept and outcome is not None)
+    assert json.loads((tmp_path / 'made_of.json').read_text()) == {'demonstrations': 2}
 
 
 def test_two_backbones_of_one_name_and_two_kinds_of_demonstrations_in_one_folder_are_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,13 @@ def test_a_task_takes_the_backbone_in_its_own_folder_first(small_policy_folders,
     save_backbone(beside, small_backbone)
     policy = load_policy(task, load_robot('panda_sim'))
     assert policy.backbone.sha256 == json.loads((task / 'backbone' / 'backbone.json').read_text())['sha256']
+
+
+def test_best_weights_take_the_backbone_that_the_last_ones_take(small_policy_folders):
+    backbone, task = small_policy_folders
+    shutil.copytree(task, task / 'best')
+    policy = load_policy(task / 'best', load_robot('panda_sim'))
+    assert policy.backbone.sha256 == json.loads((backbone / 'backbone.json').read_text())['sha256']
 
 
 def test_a_task_can_only_be_saved_over_a_saved_backbone(small_policy, tmp_path):

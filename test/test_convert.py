@@ -38,6 +38,7 @@ from decoupled_policy_ros.data.conversion.convert import convert
 from decoupled_policy_ros.data.conversion.plan import ConvertSettings, make_plan
 from decoupled_policy_ros.data.conversion.report import failure_lines, notes, report_table
 from decoupled_policy_ros.data.datasets.dataset import Dataset
+from decoupled_policy_ros.data.parallel import run_tasks
 from decoupled_policy_ros.errors import ConfigError, DatasetError, FingerprintMismatch
 from decoupled_policy_ros.observation.image import fit_image
 from decoupled_policy_ros.robot.description import load_robot, robot_file
@@ -261,6 +262,8 @@ def test_recordings_that_contradict_each_other_are_refused(tmp_path):
     assert list(report['failed']) == [str(silent)] and report['totals']['bags'] == 1
     with pytest.raises(DatasetError, match='given twice'):
         make_plan([one, one], SETTINGS)
+    with pytest.raises(DatasetError, match=r'one, .*one: the same recording is given twice'):
+        make_plan([one, Path(os.path.relpath(one))], SETTINGS)
 
 
 def test_a_recording_of_another_arm_is_refused_with_both_values(tmp_path):
@@ -379,6 +382,31 @@ def test_one_bad_recording_does_not_take_the_others_with_it(tmp_path):
     assert list(report['failed']) == [str(bad)]
     assert report['totals']['bags'] == 1
     assert beside(tmp_path) == ['bad', 'good', 'out']
+
+
+def test_a_recording_that_changes_while_it_is_converted_is_in_the_dataset(tmp_path, monkeypatch):
+    bag = write_bag(tmp_path / 'bag', Arm(seconds=1.5).messages())
+
+    def touched(*arguments):
+        for result in run_tasks(*arguments):
+            (bag / 'note.txt').write_text('seen')
+            yield result
+
+    monkeypatch.setattr('decoupled_policy_ros.data.conversion.convert.run_tasks', touched)
+    report = convert([bag], tmp_path / 'out', SETTINGS, workers=1)
+    assert report['totals']['bags'] == Dataset.open(tmp_path / 'out').n_episodes == 1
+
+
+def test_a_recording_that_nothing_came_of_is_named(tmp_path, monkeypatch):
+    bags = [write_bag(tmp_path / name, Arm(seconds=1.5).messages()) for name in ('first', 'second')]
+
+    def forgetful(function, tasks, *others):
+        return run_tasks(function, tasks[:1], *others)
+
+    monkeypatch.setattr('decoupled_policy_ros.data.conversion.convert.run_tasks', forgetful)
+    with pytest.raises(DatasetError, match='second is neither converted nor refused'):
+        convert(bags, tmp_path / 'out', SETTINGS, workers=1)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_the_reason_of_a_failure_is_said_once(tmp_path):

@@ -206,6 +206,12 @@ def test_a_damaged_episode_file(tmp_path):
     (bag / 'episode.json').write_text(json.dumps({'format': 7}))
     with pytest.raises(DatasetError, match=r'episode\.json: format 7 is not 1'):
         convert([bag], tmp_path / 'out', SETTINGS)
+    with pytest.raises(DatasetError, match=r'episode\.json: format 7 is not 1'):  # there is no other
+        convert([bag], tmp_path / 'out', SETTINGS, skip_bad=True)
+    good = write_bag(tmp_path / 'good', SHORT.messages())
+    report = convert([bag, good], tmp_path / 'out', SETTINGS, workers=1, skip_bad=True)
+    assert 'format 7 is not 1' in report['failed'][str(bag)]
+    assert report['totals']['bags'] == 1
 
 
 def limit_files() -> None:

@@ -119,6 +119,14 @@ def test_metadata_that_contradict_themselves_are_refused(foreign, column, values
         Dataset.open(root).column('observation.state', 2)
 
 
+def test_a_dataset_of_an_older_version_is_refused_by_its_version(tmp_path):
+    (tmp_path / 'meta').mkdir()  # v2 has episodes.jsonl in place of the folder of episodes
+    (tmp_path / 'meta/info.json').write_text(json.dumps({'codebase_version': 'v2.1', 'total_episodes': 1}))
+    (tmp_path / 'meta/episodes.jsonl').write_text('{"episode_index": 0, "tasks": ["x"], "length": 3}')
+    with pytest.raises(DatasetError, match=r'has layout v2\.1; this package reads v3\.0'):
+        Dataset.open(tmp_path)
+
+
 @pytest.mark.parametrize(
     ('shape', 'message'),
     [

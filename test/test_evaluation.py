@@ -82,6 +82,25 @@ def test_the_loop_observes_every_chunk_from_fresh_history_and_executes_eight(
 
 
 @pytest.mark.sim
+def test_a_chunk_with_a_rotation_that_is_none_is_rejected_and_the_episode_goes_on(
+    small_policy_folders, monkeypatch
+):
+    backbone, task = small_policy_folders
+    rollout = Rollout(Evaluation(str(task), 'lift', str(backbone), denoising_steps=2, max_steps=20))
+    many = rollout.engine.many
+    degenerate = iter([True])
+
+    def young(*arguments):
+        chunks = many(*arguments)
+        return [np.zeros_like(chunk) for chunk in chunks] if next(degenerate, False) else chunks
+
+    monkeypatch.setattr(rollout.engine, 'many', young)
+    result = rollout.run(seed=3)
+    rollout.close()
+    assert (result.steps, result.rejected_chunks) == (20, 1) and result.chunks > 2
+
+
+@pytest.mark.sim
 def test_evaluate_writes_what_it_reports(small_policy_folders, tmp_path):
     backbone, task = small_policy_folders
     spec = Evaluation(str(task), 'lift', str(backbone), denoising_steps=1, max_steps=10, sampler='ddpm')

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -335,6 +337,25 @@ def test_a_run_is_not_resumed_with_another_sentence_model(two_tasks, model, tmp_
     finally:
         shutil.rmtree(model)
         moved.rename(model)
+
+
+def test_a_run_is_not_resumed_with_other_instructions(two_tasks, model, tmp_path):
+    loop = {'steps': 2, 'batch_size': 2, 'checkpoint_every': 1, 'threads': 1}
+    dataset = tmp_path / 'two'
+    shutil.copytree(two_tasks, dataset)
+    config = config_for(dataset, model, optimisation=loop)
+    train_task(config, tmp_path / 'run', normal=True)
+    train_task(config, tmp_path / 'run', normal=True)
+    (episodes,) = dataset.glob('meta/episodes/*/*.parquet')
+    table = pq.read_table(episodes)
+    for said in ([RED, RED, GREEN], [RED, GREEN, 'put the blue cube down'], [RED, RED, RED]):
+        column = pa.array([[text] for text in said])
+        place = table.column_names.index('tasks')
+        pq.write_table(table.set_column(place, 'tasks', column), episodes)
+        with pytest.raises(
+            TrainingError, match=r'belongs to another run \(episodes_sha256: .* there, .* here'
+        ):
+            train_task(config, tmp_path / 'run', normal=True)
 
 
 def test_without_language_several_instructions_are_refused_with_the_remedy(two_tasks, model):

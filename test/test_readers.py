@@ -13,6 +13,7 @@ import yaml
 from foreign_files import OSC, WORLD_BASE, droid_columns, truths, write_lerobot, write_libero, write_robomimic
 from scipy.spatial.transform import Rotation
 
+from decoupled_policy_ros.data.datasets.dataset import DatasetSpec, DatasetWriter
 from decoupled_policy_ros.data.motions.motions import MotionWriter, synth_motions
 from decoupled_policy_ros.data.readers.converted import Converted
 from decoupled_policy_ros.data.readers.opening import open_demonstrations
@@ -249,6 +250,15 @@ def test_the_next_pose_or_commanded_joints_can_stand_for_commands(robot, episode
     kept = episodes[1].achieved_rows[:-1][::3]
     np.testing.assert_allclose(thirds.column('action', 1), kept[1:], atol=1e-5)
     np.testing.assert_allclose(thirds.column('observation.pose', 1), kept[:-1], atol=1e-5)
+    told = [{**c, 'told': e.gripper_commands[:, None]} for c, e in zip(columns, episodes, strict=True)]
+    root = write_lerobot(tmp_path / 'told', told, 20, ['pick'] * 3)
+    command = {'column': 'told', 'open': -1, 'closed': 1}
+    path.write_text(yaml.safe_dump({**mapping, 'gripper_command': command}))
+    thirds = open_demonstrations(root, robot, mapping=str(path), every=3)
+    np.testing.assert_allclose(thirds.column('action', 1)[:, :9], kept[1:, :9], atol=1e-5)
+    np.testing.assert_allclose(
+        thirds.column('action', 1)[:, 9], episodes[1].gripper_commands[:-1][::3][:-1], atol=1e-5
+    )
 
     path.write_text(yaml.safe_dump({**mapping, 'action': {'kind': 'joints', 'column': 'action'}}))
     found = open_demonstrations(root, robot, mapping=str(path))
@@ -268,6 +278,29 @@ def test_every_third_frame_of_a_faster_dataset(robot, episodes, tmp_path):
         slower.column('action', 1), slower.column('action')[slower.starts[1] :][: slower.lengths[1]]
     )
     assert slower.images('wrist').shape[0] == slower.n_frames
+
+
+def test_achieved_poses_at_a_lower_rate_keep_the_gripper_that_was_commanded(robot, episodes, tmp_path):
+    episode, kinematics = episodes[0], Kinematics(robot)
+    told = np.where(np.arange(len(episode.joints)) < 20, -1.0, 1.0)
+    width_m = np.where(told < 0, 0.08, 0.04)  # an object stops the fingers half way
+    joints = np.column_stack([episode.joints, width_m / 2, -width_m / 2])
+    measured = robot.gripper.normalised(joints[:, 7:])
+    following = np.minimum(np.arange(len(joints)) + 1, len(joints) - 1)
+    spec = DatasetSpec.of(robot, 60.0, action='achieved', gripper_source='commanded')
+    with DatasetWriter(tmp_path / 'd', spec) as writer:
+        rows = {
+            'observation.joint_positions': joints,
+            'observation.proprioception': Proprioception(robot, kinematics).many(joints),
+            'observation.pose': poses.action_from_pose(episode.poses, measured),
+            'action': poses.action_from_pose(episode.poses[following], told),
+        }
+        writer.add_episode('hold it', True, rows)
+    slower = open_demonstrations(tmp_path / 'd', robot, every=3)
+    for actions in (slower.column('action'), slower.column('action', 0)):
+        np.testing.assert_array_equal(actions[:, 9], told[::3][:-1])
+        np.testing.assert_allclose(actions[:, :9], episode.achieved_rows[::3][1:, :9], atol=1e-5)
+    assert slower.column('observation.pose')[:, 9].max() == pytest.approx(0.0)
 
 
 def rlds_steps(episode, tool=TOOL):

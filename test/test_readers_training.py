@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import tracemalloc
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from foreign_files import droid_columns, truths, write_lerobot, write_libero, write_robomimic
 
 from decoupled_policy_ros import cli
@@ -18,6 +20,8 @@ from decoupled_policy_ros.data.readers.opening import open_demonstrations
 from decoupled_policy_ros.errors import ConfigError, DatasetError, FingerprintMismatch
 from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.policy import load_policy
+from decoupled_policy_ros.policy.policy import understood
+from decoupled_policy_ros.resources import find
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, load_config
@@ -94,6 +98,31 @@ def test_only_the_first_episodes_are_read_when_no_more_are_asked_for(robomimic, 
     assert len(data.windows) == len(data.actions) == len(episodes[0].joints)
 
 
+@pytest.mark.parametrize('changes', [{'every': 2}, {'episodes': 11}, {'only_successful': True}])
+def test_reading_takes_little_more_memory_than_the_pictures_themselves(changes, robot, tmp_path):
+    spec = DatasetSpec.of(robot, 20.0, {'wrist': (120, 160)})
+    pictures = np.zeros((20, 120, 160, 3), np.uint8)
+    with DatasetWriter(tmp_path / 'd', spec) as writer:
+        for motion in synth_motions(robot, 12, 0, 20.0):
+            joints = np.column_stack([motion.joint_positions[:20, :7], np.zeros((20, 2))])
+            rows = {
+                'observation.joint_positions': joints,
+                'observation.proprioception': Proprioception(robot, Kinematics(robot)).many(joints),
+                'observation.pose': motion.actions[:20],
+                'action': motion.actions[:20],
+                'observation.images.wrist': pictures,
+            }
+            writer.add_episode('x', True, rows)
+    config = stage2(tmp_path / 'd', cameras=['wrist'], **changes)
+    tracemalloc.start()
+    try:
+        data = load_demonstrations(config, 16, robot, 20.0 / config.every)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * data.streams['wrist'].nbytes
+
+
 def test_several_instructions_are_refused_until_one_is_chosen(episodes, robot, tmp_path):
     given = [np.tile([0, 0, 0.1, 0, 0, 0.1, -1.0], (len(e.joints), 1)) for e in episodes]
     write_libero(tmp_path / 'a_demo.hdf5', episodes[:1], 'open the drawer', given[:1], True)
@@ -103,6 +132,10 @@ def test_several_instructions_are_refused_until_one_is_chosen(episodes, robot, t
         match=r"instructions \['open the drawer', 'close the drawer'\]; .* instruction: set `language`",
     ):
         load_demonstrations(stage2(tmp_path), 16, robot, 20.0)
+    with pytest.raises(
+        DatasetError, match=r"holds the instructions \['open the drawer', 'close the drawer'\]"
+    ):
+        load_demonstrations(stage2(tmp_path, instruction=' '), 16, robot, 20.0)
     data = load_demonstrations(stage2(tmp_path / 'b_demo.hdf5'), 16, robot, 20.0)
     assert data.instructions == ['close the drawer']
 
@@ -132,6 +165,20 @@ def test_episodes_that_did_not_work_out_are_left_out_on_request(robot, tmp_path)
     assert len(load_demonstrations(config, 16, robot, 10.0).actions) == 20
     assert 'only_successful' not in identity_of(stage2(tmp_path / 'd'))
     assert identity_of(config)['only_successful'] == 'true'
+
+
+def test_spaces_around_an_instruction_do_not_count(robot, tmp_path):
+    columns = [{'state': np.zeros((20, 9)), 'action': np.zeros((20, 7))} for _ in range(2)]
+    root = write_lerobot(tmp_path / 'd', columns, 20, ['pick it up\n', ' pick it up'])
+    mapping = {
+        'source': 'a colleague', 'rate_hz': 20, 'joints': {'column': 'state[0:7]', 'unit': 'rad'},
+        'gripper': {'column': 'state[7:9]', 'finger_signs': [1, -1]},
+        'action': {'kind': 'joints', 'column': 'action'},
+    }  # fmt: skip
+    (tmp_path / 'mapping.yaml').write_text(yaml.safe_dump(mapping))
+    config = stage2(root, mapping=str(tmp_path / 'mapping.yaml'))
+    assert load_demonstrations(config, 16, robot, 20.0).instructions == ['pick it up']
+    assert understood('old', ['pick it up\n'], False, 'pick it up ') == 'pick it up'
 
 
 def test_success_is_not_asked_of_what_has_no_labels(robomimic, robot):
@@ -174,10 +221,6 @@ def test_every_third_frame_of_60_hz_is_20_hz(robot, tmp_path):
     root = write_lerobot(
         tmp_path / 'fast', [droid_columns(e, np.eye(4)) for e in made], 60, ['x'] * 2, cameras
     )
-    import yaml
-
-    from decoupled_policy_ros.resources import find
-
     mapping = yaml.safe_load(find('config/datasets/droid_lerobot.yaml').read_text())
     (tmp_path / 'fast.yaml').write_text(yaml.safe_dump({**mapping, 'rate_hz': 60}))
     config = stage2(root, every=3, mapping=str(tmp_path / 'fast.yaml'), cameras=['wrist'])

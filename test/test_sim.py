@@ -4,8 +4,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,6 +299,36 @@ def test_two_tasks_of_one_scene_share_a_dataset_and_begin_alike(tmp_path):
     assert states[1][-1, 12] > states[1][0, 12] + 0.05
 
 
+def test_workers_end_when_the_process_that_makes_demonstrations_is_killed(tmp_path):
+    command = [
+        sys.executable,
+        '-m',
+        'decoupled_policy_ros.cli',
+        'demos',
+        '--task',
+        'lift',
+        '--episodes',
+        '1000',
+    ]
+    making = subprocess.Popen([*command, '--out', str(tmp_path / 'demos'), '--workers', '2'])
+    children = Path(f'/proc/{making.pid}/task/{making.pid}/children')
+    workers: list[int] = []
+    while len(workers) < 3:  # and the resource tracker
+        assert making.poll() is None
+        time.sleep(0.2)
+        workers = [int(child) for child in children.read_text().split()]
+    time.sleep(2.0)  # they have begun
+    making.kill()
+    making.wait()
+    until = time.monotonic() + 60.0
+    while time.monotonic() < until and any(Path(f'/proc/{worker}').exists() for worker in workers):
+        time.sleep(0.2)
+    left = [worker for worker in workers if Path(f'/proc/{worker}').exists()]
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left
+
+
 def test_demonstrations_refuse_a_bad_task_count_or_folder(tmp_path):
     with pytest.raises(SimulationError, match='square does not share that of lift'):
         demonstrations.make_demonstrations(['lift', 'square'], 1, tmp_path / 'a')
@@ -303,6 +336,8 @@ def test_demonstrations_refuse_a_bad_task_count_or_folder(tmp_path):
         demonstrations.make_demonstrations('juggle', 1, tmp_path / 'a')
     with pytest.raises(SimulationError, match='at least 1'):
         demonstrations.make_demonstrations('lift', 0, tmp_path / 'a')
+    with pytest.raises(SimulationError, match='seed must be at least 0, got -1'):
+        demonstrations.make_demonstrations('lift', 1, tmp_path / 'a', seed=-1)
     with pytest.raises(DatasetError, match='exists'):
         demonstrations.make_demonstrations('lift', 1, tmp_path)
     assert list(tmp_path.iterdir()) == []

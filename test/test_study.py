@@ -11,12 +11,17 @@ import pytest
 import yaml
 
 from decoupled_policy_ros import cli
+from decoupled_policy_ros.data.motions.motions import MotionWriter, synth_motions
 from decoupled_policy_ros.errors import ConfigError
-from decoupled_policy_ros.policy.checkpoint import find_model, read_header
-from decoupled_policy_ros.training.network import DEFAULT_BACKBONE
+from decoupled_policy_ros.policy.backbones import DPMLPSize
+from decoupled_policy_ros.policy.checkpoint import find_model, read_header, save_backbone
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.fingerprint import Fingerprint
+from decoupled_policy_ros.training.network import DEFAULT_BACKBONE, new_backbone
 from decoupled_policy_ros.training.study import insert_table, load_study, run_studies, write_results
 from decoupled_policy_ros.training.study.config import merged
-from decoupled_policy_ros.training.study.jobs import Cell, DemonstrationsJob, Stage1Job, plan
+from decoupled_policy_ros.training.study.job_kinds import Cell, DemonstrationsJob, Stage1Job, _begin
+from decoupled_policy_ros.training.study.jobs import plan
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOP = {'steps': 2, 'batch_size': 4, 'warmup_steps': 1, 'threads': 1}
@@ -280,6 +285,44 @@ def test_an_outcome_on_another_backbone_of_the_same_name_does_not_count(tmp_path
     assert cell.done
 
 
+def test_what_is_made_anew_under_its_old_name_is_trained_on_anew(tmp_path):
+    demos, backbone = tmp_path / 'demos', tmp_path / 'backbone'
+    recipes = {'decoupled': values('')['recipes']['decoupled']}
+    recipes['on_a_finished_one'] = {'train': 'decoupled', 'stage2': {'backbone': str(backbone)}}
+    fingerprint, size = Fingerprint.of(load_robot('panda_sim'), 20.0), DPMLPSize(**SMALL)
+    outcomes = []
+    for count, name in ((1, 'first'), (2, 'second')):
+        tasks = {'lift': {'dataset': str(demos), 'demonstrations': count}}
+        config = study_file(tmp_path / 'a.yaml', '', tasks=tasks, recipes=recipes, seeds=[0])
+        shutil.rmtree(demos, ignore_errors=True)
+        finished = new_backbone(size, None, None, fingerprint, name)
+        finished.normaliser.fit([[-2.0] * 10, [2.0] * 10])
+        save_backbone(backbone, finished)
+        cells = run_studies([load_study(config)], tmp_path / 'out')['small'].values()
+        assert all(cell.done for cell in cells)
+        outcomes.append([cell.outcome for cell in cells])
+    for before, after in zip(*outcomes, strict=True):
+        assert (before['run'], before['demonstrations']) == (after['run'], 1) and after['demonstrations'] == 2
+        assert before['task_sha256'] != after['task_sha256']
+        assert before['backbone_sha256'] != after['backbone_sha256']
+
+
+@pytest.mark.parametrize(
+    ('outcome', 'kept'),
+    [(None, True), ({}, True), ({'demonstrations': 2}, True), ({'demonstrations': 1}, False)],
+)
+def test_a_folder_that_does_not_say_what_it_is_made_of_goes_by_its_outcome(outcome, kept, tmp_path):
+    weights = tmp_path / 'best' / 'task.safetensors'
+    weights.parent.mkdir()
+    weights.touch()
+    if outcome is not None:
+        (tmp_path / 'outcome.json').write_text(json.dumps(outcome))
+    _begin(tmp_path, {'demonstrations': 2})
+    assert weights.exists() == (tmp_path / 'best').exists() == kept
+    assert (tmp_path / 'outcome.json').exists() == (kept and outcome is not None)
+    assert json.loads((tmp_path / 'made_of.json').read_text()) == {'demonstrations': 2}
+
+
 def test_two_backbones_of_one_name_and_two_kinds_of_demonstrations_in_one_folder_are_refused(tmp_path):
     given = {name: {'stage2': {'backbone': f'out/{name}/backbone'}} for name in 'AB'}
     recipes = {'decoupled': {'train': 'decoupled'}}
@@ -293,6 +336,19 @@ def test_two_backbones_of_one_name_and_two_kinds_of_demonstrations_in_one_folder
     config = study_file(tmp_path / 'b.yaml', '', tasks=tasks, recipes={'random': {'train': 'random'}})
     with pytest.raises(ConfigError, match=r'9 demonstrations of lift .* here and 1 demonstrations of lift'):
         plan(load_study(config), tmp_path / 'out')
+
+
+def test_a_folder_that_holds_motion_in_place_of_the_demonstrations_is_refused(tmp_path):
+    robot = load_robot('panda_sim')
+    (tmp_path / 'demos').mkdir()
+    for number, motion in enumerate(synth_motions(robot, 3, 0, 20.0)):
+        with MotionWriter(tmp_path / 'demos' / f'{number}.arrow', Fingerprint.of(robot, 0.0)) as writer:
+            writer.append(motion.stamps_ns, motion.joint_positions, motion.actions)
+    study = load_study(study_file(tmp_path / 'a.yaml', tmp_path / 'demos'))
+    with pytest.raises(
+        ConfigError, match='demos holds 3 demonstrations without pictures, and 1 demonstrations'
+    ):
+        run_studies([study], tmp_path / 'out')
 
 
 def test_some_seeds_leave_what_is_known_of_the_others(tmp_path):

@@ -391,6 +391,8 @@ def test_a_configuration_that_is_not_utf8_is_refused(tmp_path):
         ),
         ('optimisation.seed=one', r"optimisation.seed: .*integer.*\(got 'one'\)"),
         ('optimisation.sede=1', 'optimisation.sede: Extra inputs'),
+        ('optimisation.seed=-1', r'optimisation.seed: .*greater than or equal to 0 \(got -1\)'),
+        ('optimisation.betas=[1.5, 0.9]', r'optimisation.betas.0: .*less than 1 \(got 1.5\)'),
     ],
 )
 def test_overrides_that_do_not_fit_are_refused_by_key(tmp_path, override, message):

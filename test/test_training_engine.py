@@ -22,7 +22,8 @@ from decoupled_policy_ros.errors import ConfigError, DatasetError, SimulationErr
 from decoupled_policy_ros.policy import load_policy
 from decoupled_policy_ros.policy.checkpoint import read_header
 from decoupled_policy_ros.robot.description import load_robot
-from decoupled_policy_ros.training import memory, processes
+from decoupled_policy_ros.sim.environment import SimRobot
+from decoupled_policy_ros.training import memory, processes, rollout
 from decoupled_policy_ros.training.config import Optimisation
 from decoupled_policy_ros.training.loop import CHECKPOINT, Trainer
 from decoupled_policy_ros.training.rollout import checkpoint_folder
@@ -218,14 +219,17 @@ def test_what_is_held_out_is_not_drawn(demonstrations, backbone):
 
 
 @pytest.mark.sim
-def test_the_best_weights_by_rollouts(demonstrations, backbone, tmp_path):
+def test_the_best_weights_by_rollouts(demonstrations, backbone, tmp_path, monkeypatch):
     """Nothing succeeds after so few steps: of equal scores the latest weights are kept, which are the last."""
     validation = {'every': 1, 'task': 'lift', 'episodes': 1}
     loop = LOOP | {'steps': 2}
     config = task_config(
         demonstrations, backbone, vectors=['proprioception'], optimisation=loop, validation=validation
     )
+    built = []
+    monkeypatch.setattr(rollout, 'SimRobot', lambda *a, **k: built.append(SimRobot(*a, **k)) or built[-1])
     train_task(config, tmp_path)
+    assert len(built) == 1  # before training, for all validations
     run = json.loads((tmp_path / 'run.json').read_text())
     assert [row['score'] for row in run['scores']] == [0, 0]
     note = read_header(tmp_path / 'best')['provenance']['validation']
@@ -292,6 +296,7 @@ def test_a_dataset_that_changed_under_the_same_path_is_noticed(demonstrations, b
         metadata = opened.metadata()
     identity = json.loads(metadata['identity'])
     identity.pop('data_sha256')
+    identity.pop('episodes_sha256')
     save_file(load_file(checkpoint), checkpoint, metadata | {'identity': json.dumps(identity)})
     train_task(config, tmp_path / 'task')
 

@@ -143,11 +143,15 @@ def _start_worker(parent: int, workers: int) -> None:
             import cv2
 
             cv2.setNumThreads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
 
 
-def _end_with(parent: int) -> None:
-    """End this process once its parent is gone: after kill -9 nobody else would tell."""
+def end_with(parent: int) -> None:
+    """From now on, end this process once its parent is gone: after kill -9 nobody else would tell."""
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(POLL_S)
     os._exit(1)

@@ -203,7 +203,8 @@ def load_policy(task: Path | str, robot: RobotDescription, backbone: Path | str 
     Args:
         task: folder of a task, or the name of one in models/tasks.
         backbone: folder or name; by default the one in the task's own folder (normal training leaves it there),
-            otherwise the one that the task names, beside it or in models/backbones.
+            otherwise the one that the task names, beside it (`../../backbones`, of best weights the same as of the last
+            ones) or in models/backbones.
 
     Raises:
         CheckpointError, FingerprintMismatch: not a task; see `load_backbone`, `load_task`, `Policy`.
@@ -225,8 +226,10 @@ def _backbone_of(task_folder: Path) -> Path | str:
         return own
     header, _ = read_model(task_folder, 'task')
     name = _build(task_folder, lambda: str(header['backbone']['name']))
-    beside = task_folder.parent.parent / 'backbones' / name
-    return beside if beside.is_dir() else name
+    # A task's best weights lie in a folder of their own in the task's.
+    tasks = [task_folder.parent, *([task_folder.parent.parent] if task_folder.name == 'best' else [])]
+    beside = [folder.parent / 'backbones' / name for folder in tasks]
+    return next((folder for folder in beside if folder.is_dir()), name)
 
 
 def _require_backbone(folder: Path, header: dict[str, Any], backbone: Backbone) -> None:

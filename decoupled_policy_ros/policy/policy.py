@@ -36,6 +36,7 @@ def understood(
     Raises:
         ConfigError: none is given and there are several, or it is none that the task understands.
     """
+    instructions = [known.strip() for known in instructions]  # older files have them as they were written
     if not instruction:
         if len(instructions) > 1:
             valid = ', '.join(map(repr, instructions))

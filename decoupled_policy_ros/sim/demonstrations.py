@@ -27,6 +27,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.data.datasets.dataset import DatasetSpec, DatasetWriter
+from decoupled_policy_ros.data.parallel import end_with
 from decoupled_policy_ros.errors import SimulationError
 from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.robot import poses
@@ -97,14 +98,16 @@ def make_demonstrations(
         robot: name in config/robots, or path, of a simulated arm.
 
     Raises:
-        SimulationError: unknown task, tasks of different scenes, a number below 1, the simulator can't start, or most
-            attempts fail.
+        SimulationError: unknown task, tasks of different scenes, a number below 1 or a seed below 0, the simulator
+            can't start, or most attempts fail.
         DatasetError: `out` exists.
     """
     tasks = _of_one_scene([task] if isinstance(task, str) else task)
     workers = workers if workers is not None else len(os.sched_getaffinity(0))
     if episodes < 1 or workers < 1:
         raise SimulationError(f'episodes and workers must be at least 1, got {episodes} and {workers}')
+    if seed < 0:
+        raise SimulationError(f'seed must be at least 0, got {seed}')
     started, failed = time.monotonic(), 0
     cameras = DEFAULT_CAMERAS if images else {}
     columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn('{task.fields[note]}')]
@@ -241,7 +244,7 @@ def _attempts(scene: _Scene, seed: int, workers: int, noise: bool) -> Generator[
         workers,
         multiprocessing.get_context('spawn'),
         initializer=_start_worker,
-        initargs=(scene, workers),
+        initargs=(scene, workers, os.getpid()),
     )
     waiting: collections.deque[Future] = collections.deque()
     try:
@@ -260,7 +263,8 @@ def _attempts(scene: _Scene, seed: int, workers: int, noise: bool) -> Generator[
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(scene: _Scene, workers: int) -> None:
+def _start_worker(scene: _Scene, workers: int, parent: int) -> None:
+    end_with(parent)
     if workers > 1:
         # One process per core: threads of the software renderer or of BLAS would only wait for each other.
         for name in ('LP_NUM_THREADS', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -32,6 +32,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True)
 
 
+#: Share of what was there that an average keeps at each update.
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimisation(_Strict):
     """The loop: AdamW, cosine schedule after a warm-up, EMA.
 
@@ -42,21 +46,21 @@ class Optimisation(_Strict):
     steps: PositiveInt
     batch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 1e-4
-    betas: tuple[float, float] = (0.95, 0.999)
+    betas: tuple[Decay, Decay] = (0.95, 0.999)
     weight_decay: float = Field(default=1e-3, ge=0)
     encoder_weight_decay: float | None = Field(
         default=None, ge=0, description='of the observation encoders; as all else by default'
     )
     warmup_steps: int = Field(default=500, ge=0)
     ema_power: PositiveFloat = 0.75
-    ema_max: float = Field(default=0.9999, ge=0, lt=1)
+    ema_max: Decay = 0.9999
     precision: Literal['float32', 'bfloat16'] = 'float32'
     checkpoint_every: PositiveInt = 500
     accumulate: PositiveInt = Field(
         default=1, description='batches whose gradients are averaged for an update, in every process'
     )
     clip: PositiveFloat | None = Field(default=None, description='largest norm of the gradient')
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     device: str = 'cpu'
     threads: int | None = Field(default=None, gt=0, description='CPU threads; all by default')
     trackers: list[Literal['tensorboard', 'wandb']] = Field(

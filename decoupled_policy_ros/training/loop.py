@@ -267,9 +267,9 @@ class Trainer:
         )
 
     def _require_same_run(self, path: Path, found: dict[str, str]) -> None:
-        here = self.identity
-        if 'data_sha256' not in found:  # written before checkpoints knew their data
-            here = {key: value for key, value in here.items() if key != 'data_sha256'}
+        # Older checkpoints don't know their data, or not all of it.
+        unknown = {'data_sha256', 'episodes_sha256'} - found.keys()
+        here = {key: value for key, value in self.identity.items() if key not in unknown}
         differing = [
             f'{key}: {found.get(key)} there, {here.get(key)} here'
             for key in sorted(found.keys() | here.keys())

@@ -98,7 +98,8 @@ class Arms:
         rate_hz: float,
     ) -> list[SimRobot]:
         """So many arms; those of another kind are ended first, for each takes some 200 MB."""
-        kind = (task, robot, tuple(sorted(cameras.items())), rate_hz)
+        # Every load makes a description anew: what counts is what it says.
+        kind = (task, repr(robot), tuple(sorted(cameras.items())), rate_hz)
         if kind != self._kind:
             self.close()
             self._kind = kind

@@ -61,7 +61,7 @@ class EpisodeResult:
         chunks: predicted.
         torn_chunks: how many of them have a step longer than TORN_STEP_M among what was executed of them.
         largest_step_m: longest such step of all.
-        rejected_chunks: refused by the guard, or because samples lay too far apart.
+        rejected_chunks: refused by the guard, because samples lay too far apart, or because a rotation is none.
         slowed_chunks: made slower by the guard, or because samples lay apart.
     """
 
@@ -198,7 +198,8 @@ class Scene:
         try:
             joined = self.joiner.join(samples, wish)
             plan = self.steering.plan(joined.chunk, self.sim.stamp_ns)
-        except ChunkRejected:
+        except (ChunkRejected, ValueError):
+            # As in the node: a rotation that is none is a fault of this chunk alone.
             return None, 1.0, step_m
         self.steering.adopt(plan)
         self.joiner.followed(joined)

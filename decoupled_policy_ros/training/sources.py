@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,7 @@ from decoupled_policy_ros.data.motions.motions import (
 )
 from decoupled_policy_ros.data.readers.interface import Demonstrations
 from decoupled_policy_ros.data.readers.opening import open_demonstrations
-from decoupled_policy_ros.data.readers.views import labels_of, only_successful
+from decoupled_policy_ros.data.readers.views import in_one, labels_of, only_successful
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot
@@ -204,6 +206,13 @@ class DemonstrationWindows:
     held_out: list[int] = field(default_factory=list)
     training_windows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
+    @property
+    def episodes_sha256(self) -> str:
+        """Hash of where episodes end and what was said in each, which rows of streams and actions don't show."""
+        ends = self.windows.ends.tolist()
+        text = json.dumps([ends, self.instructions, self.instruction_of.tolist()])
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def draw(self, batch_size: int) -> Tensor:
         """Numbers of windows (batch_size,), at random from the episodes that are not held out."""
         if not self.held_out:
@@ -263,14 +272,16 @@ def load_demonstrations(
     dataset.fingerprint.require_equal(
         Fingerprint.of(robot, rate_hz), what=f'dataset {config.dataset}', other_what=f'robot {robot.name!r}'
     )
-    if len(dataset.tasks) != 1 and config.instruction is None and config.language is None:
+    tasks = list(dict.fromkeys(task.strip() for task in dataset.tasks))
+    instruction = (config.instruction or '').strip()
+    if len(tasks) != 1 and not instruction and config.language is None:
         raise DatasetError(
-            f'{config.dataset} holds the instructions {dataset.tasks}; one policy has one instruction: set '
+            f'{config.dataset} holds the instructions {tasks}; one policy has one instruction: set '
             f'`language` for a policy that tells them apart, or `instruction` to train all of them under that one, '
             f'or convert with --instruction, or apart'
         )
     n = min(config.episodes or dataset.n_episodes, dataset.n_episodes)
-    said = [config.instruction or dataset.task_of(episode) for episode in range(n)]
+    said = [instruction or dataset.task_of(episode).strip() for episode in range(n)]
     instructions = list(dict.fromkeys(said))
     frames = int(dataset.lengths[:n].sum())
     theirs = config.cameras if isinstance(config.cameras, dict) else {name: name for name in config.cameras}
@@ -301,7 +312,8 @@ def _images(dataset: Demonstrations, camera: str, n: int, size: tuple[int, int] 
     """Pictures (F, H, W, 3) of the first n episodes; those of the others are not read."""
     if n == dataset.n_episodes:
         return dataset.images(camera, None, size)
-    return np.concatenate([dataset.images(camera, episode, size) for episode in range(n)])
+    parts = (dataset.images(camera, episode, size) for episode in range(n))
+    return in_one(parts, int(dataset.lengths[:n].sum()))
 
 
 def contract_of(config: Stage2Config, streams: dict[str, Tensor], rate_hz: float) -> ObservationContract:

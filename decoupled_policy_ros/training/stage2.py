@@ -70,7 +70,9 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
     module.to(optimisation.device)
     backbone.to(optimisation.device)
     content = data_sha256({**data.streams, 'action': data.actions})
-    identity = identity_of(config, normal=str(normal), backbone=before, data_sha256=content)
+    identity = identity_of(
+        config, normal=str(normal), backbone=before, data_sha256=content, episodes_sha256=data.episodes_sha256
+    )
     if task.encoder.language is not None:
         identity['sentence_model'] = str(task.encoder.language.config['sha256'])
     files = _Files(config, task, backbone, 'normal' if normal else 'stage2', data.provenance)

@@ -243,6 +243,9 @@ class _Work:
         """Lay the episodes one after the other, add the report, and give the dataset its name."""
         plan, dataset = self.plan, self.folder / 'dataset'
         bags = [bag for bag in plan.bags if bag.key in self.records]
+        for bag in plan.bags:
+            if bag.key not in self.records and str(bag.path) not in failures:
+                raise DatasetError(f'{bag.path} is neither converted nor refused{self._kept_text()}')
         records = [self.records[bag.key] for bag in bags]
         report = conversion_report(plan, records, failures)
         if not report['totals']['frames']:

@@ -99,28 +99,18 @@ class ConvertSettings:
 
 @dataclass(frozen=True)
 class PlannedBag:
-    """One recording with its labels; `problem` says why it can't be converted, where that is known already."""
+    """One recording with its labels; `problem` says why it can't be converted, where that is known already.
+
+    `key` names its part: another path, size or time of change makes another key.
+    """
 
     path: Path
+    key: str
     instruction: str
     success: bool | None
     robot_xml: str | None
     summary: BagSummary
     problem: str | None = None
-
-    @property
-    def key(self) -> str:
-        """Name of its part: another path, size or time of change makes another key."""
-        files = (
-            [file for file in self.path.rglob('*') if file.is_file()] if self.path.is_dir() else [self.path]
-        )
-        states = [file.stat() for file in files]
-        identity = [
-            str(self.path.resolve()),
-            sum(s.st_size for s in states),
-            max(s.st_mtime_ns for s in states),
-        ]
-        return f'{self.path.stem}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:12]}'
 
 
 @dataclass(frozen=True)
@@ -151,7 +141,8 @@ class Plan:
 def make_plan(paths: Sequence[str | Path], settings: ConvertSettings, skip_bad: bool = False) -> Plan:
     """Find the recordings and settle what the settings leave open.
 
-    With `skip_bad`, recordings without commanded poses do not keep the others from being converted by theirs.
+    With `skip_bad`, recordings without commanded poses do not keep the others from being converted by theirs, and
+    those whose episode.json is damaged are left out with that as their problem.
 
     Raises:
         DatasetError: no recording there, recordings contradict each other, or one has no instruction.
@@ -160,7 +151,9 @@ def make_plan(paths: Sequence[str | Path], settings: ConvertSettings, skip_bad: 
         RobotDescriptionError: the robot can't be loaded.
     """
     found, left_out = _expand([Path(path) for path in paths])
-    episodes = {path: read_episode(path if path.is_dir() else path.parent) or {} for path in found}
+    episodes, damaged = _episodes(found)
+    if damaged and (not skip_bad or not episodes):
+        raise DatasetError(next(iter(damaged.values())))
     robot = _robot(settings.robot, episodes)
     contract = _contract(robot, settings, episodes)
     stream_sources(robot, contract)  # refuses a contract that this robot can't serve
@@ -172,6 +165,7 @@ def make_plan(paths: Sequence[str | Path], settings: ConvertSettings, skip_bad: 
         bags = [bag for bag in bags if bag.success is True]
         if not bags:
             raise DatasetError(f'none of {len(episodes)} recordings is labelled a success')
+    bags += [_unusable(path, problem) for path, problem in damaged.items()]
     action, gripper_source = _actions(robot, settings, bags, skip_bad)
     sizes = contract.picture_sizes
     spec = DatasetSpec.of(robot, contract.rate_hz, sizes, None, settings.images, action, gripper_source)
@@ -193,10 +187,25 @@ def _expand(paths: list[Path]) -> tuple[list[Path], list[str]]:
             hint = '; it has unfinished episodes: see `decoupled-policy recover`' if partial else ''
             raise DatasetError(f'{path} is no bag and has none in it{hint}')
         found += inside
-    twice = sorted({str(path) for path in found if found.count(path) > 1})
+    places = [path.resolve() for path in found]
+    twice = sorted({str(path) for path, place in zip(found, places, strict=True) if places.count(place) > 1})
     if twice:
-        raise DatasetError(f'{", ".join(twice)} is given twice')
+        raise DatasetError(f'{", ".join(twice)}: the same recording is given twice')
     return found, left_out
+
+
+def _episodes(found: list[Path]) -> tuple[dict[Path, dict[str, Any]], dict[Path, str]]:
+    """What is written beside each recording, and the problems of those where that is damaged."""
+    episodes: dict[Path, dict[str, Any]] = {}
+    damaged: dict[Path, str] = {}
+    for path in found:
+        if not path.exists():
+            raise DatasetError(f'{path} does not exist; expected a rosbag2 folder, or an .mcap or .db3 file')
+        try:
+            episodes[path] = read_episode(path if path.is_dir() else path.parent) or {}
+        except DatasetError as error:
+            damaged[path] = str(error)
+    return episodes, damaged
 
 
 def _robot(name: str, episodes: dict[Path, dict[str, Any]]) -> RobotDescription:
@@ -234,8 +243,6 @@ def _planned(path: Path, episode: dict[str, Any], settings: ConvertSettings) -> 
     instruction = settings.instruction or episode.get('instruction') or ''
     success = episode.get('success')
     problem, summary = None, BagSummary(0.0, {})
-    if not path.exists():
-        raise DatasetError(f'{path} does not exist; expected a rosbag2 folder, or an .mcap or .db3 file')
     try:
         summary = bag_summary(path)
         if not instruction:
@@ -244,12 +251,24 @@ def _planned(path: Path, episode: dict[str, Any], settings: ConvertSettings) -> 
         problem = str(error)
     return PlannedBag(
         path,
+        _key(path),
         instruction,
         settings.success if success is None else success,
         _robot_xml(settings.robot, episode),
         summary,
         problem,
     )
+
+
+def _unusable(path: Path, problem: str) -> PlannedBag:
+    return PlannedBag(path, _key(path), '', None, None, BagSummary(0.0, {}), problem)
+
+
+def _key(path: Path) -> str:
+    files = [file for file in path.rglob('*') if file.is_file()] if path.is_dir() else [path]
+    states = [file.stat() for file in files]
+    identity = [str(path.resolve()), sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)]
+    return f'{path.stem}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:12]}'
 
 
 def _contract(

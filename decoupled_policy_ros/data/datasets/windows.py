@@ -27,6 +27,9 @@ class Windows:
         horizon: actions in a chunk, H.
         n_obs_steps: frames in the observation history, n; 1 where there is no history.
 
+    Attributes:
+        ends: of each episode (E,), the number of the first frame after it.
+
     Raises:
         DatasetError: a length, the horizon or n_obs_steps is less than 1.
     """
@@ -41,11 +44,11 @@ class Windows:
             raise DatasetError(f'horizon and n_obs_steps must be at least 1, got {horizon} and {n_obs_steps}')
         self.horizon = horizon
         self.n_obs_steps = n_obs_steps
-        self._ends = np.cumsum(frames)
-        self._starts = self._ends - frames
+        self.ends = np.cumsum(frames)
+        self._starts = self.ends - frames
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self.ends[-1]) if len(self.ends) else 0
 
     def episodes(self, batch: ArrayLike) -> Indices:
         """The episode (B,) of each of the windows (B,).
@@ -58,7 +61,7 @@ class Windows:
             raise DatasetError(
                 f'windows are numbered 0 to {len(self) - 1}, got {windows.min()} to {windows.max()}'
             )
-        return np.searchsorted(self._ends, windows, side='right')
+        return np.searchsorted(self.ends, windows, side='right')
 
     def observations(self, batch: ArrayLike) -> Indices:
         """Frames (B, n) of the observation histories of the windows (B,), oldest first."""
@@ -81,5 +84,5 @@ class Windows:
         episode = self.episodes(batch)
         oldest = np.asarray(batch, np.int64) - (self.n_obs_steps - 1)
         wanted = oldest[:, None] + np.arange(count)
-        frames = np.clip(wanted, self._starts[episode][:, None], self._ends[episode][:, None] - 1)
+        frames = np.clip(wanted, self._starts[episode][:, None], self.ends[episode][:, None] - 1)
         return frames, wanted == frames

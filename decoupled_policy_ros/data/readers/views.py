@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,22 @@ from decoupled_policy_ros.data.readers.streaming import stream_columns
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
+from decoupled_policy_ros.robot.poses import GRIPPER
 
 #: What the conventions say of actions that are the next pose: others' datasets, and ours.
 ACHIEVED_ACTIONS = ('next_pose', 'absolute pose_base_ee, achieved')
+
+
+def in_one(parts: Iterable[NDArray[Any]], rows: int) -> NDArray[Any]:
+    """Parts one after the other in an array of so many rows; what is in memory beside it is a part, not all of them."""
+    whole, first = None, 0
+    for part in parts:
+        if whole is None:
+            whole = np.empty((rows, *part.shape[1:]), part.dtype)
+        whole[first : first + len(part)] = part
+        first += len(part)
+    assert whole is not None and first == rows
+    return whole
 
 
 class _Episodes:
@@ -96,7 +109,7 @@ class Joined(_Episodes):
     ) -> NDArray[np.uint8]:
         """Images (N, H, W, 3) RGB of all episodes or of one."""
         if episode is None:
-            return np.concatenate([part.images(camera, None, size) for part in self.parts])
+            return in_one((self.images(camera, e, size) for e in range(self.n_episodes)), self.n_frames)
         part, index = self._part(episode)
         return part.images(camera, index, size)
 
@@ -108,7 +121,8 @@ class Joined(_Episodes):
 class Decimated(_Episodes):
     """Every n-th frame: exact, no value is made up. An action is the command in force from that frame on.
 
-    Where the pose of the next frame stands for the command, it is that of the next frame that is kept.
+    Where the pose of the next frame stands for the command, it is that of the next frame that is kept. A gripper that
+    was commanded all the same keeps its command: fingers that an object stops never measure what they were told.
 
     Raises:
         DatasetError: n is less than 1, or an episode would have no frames left.
@@ -123,7 +137,11 @@ class Decimated(_Episodes):
         self.conventions = faster.conventions
         self.labels = labels_of(faster)
         self._faster, self._n = faster, n
-        self._achieved = faster.conventions.get('action') in ACHIEVED_ACTIONS
+        conventions = faster.conventions
+        self._achieved = conventions.get('action') in ACHIEVED_ACTIONS
+        # As our datasets say it, and others' mappings.
+        commanded = conventions.get('gripper_source') == 'commanded' or conventions.get('gripper_command')
+        self._gripper_commanded = bool(commanded)
         lengths = -(-faster.lengths // n) - (1 if self._achieved else 0)
         if np.any(lengths < 1):
             raise DatasetError(
@@ -138,32 +156,41 @@ class Decimated(_Episodes):
     def column(self, name: str, episode: int | None = None) -> NDArray[Any]:
         """Rows (N, ...) of one column, of all episodes one after the other or of one."""
         if episode is not None:
-            return self._kept(name, self._faster.column(self._read(name), self._checked(episode)), episode)
+            checked = self._checked(episode)
+            rows = {source: self._faster.column(source, checked) for source in self._sources(name)}
+            return self._kept(name, rows, checked)
         return np.concatenate([rows[name] for rows in self.stream([name])])
 
     def stream(self, names: Sequence[str]) -> Iterator[Rows]:
         """Rows of the columns `names`, one episode after the other."""
-        wanted = list(dict.fromkeys(self._read(name) for name in names))
+        wanted = list(dict.fromkeys(source for name in names for source in self._sources(name)))
         for episode, rows in enumerate(stream_columns(self._faster, wanted)):
-            yield {name: self._kept(name, rows[self._read(name)], episode) for name in names}
+            yield {name: self._kept(name, rows, episode) for name in names}
 
     def images(
         self, camera: str, episode: int | None = None, size: tuple[int, int] | None = None
     ) -> NDArray[np.uint8]:
         """Images (N, H, W, 3) RGB of all episodes or of one."""
-        episodes = range(self.n_episodes) if episode is None else [self._checked(episode)]
-        return np.concatenate(
-            [self._faster.images(camera, e, size)[:: self._n][: self.lengths[e]] for e in episodes]
-        )
+        if episode is None:
+            return in_one((self.images(camera, e, size) for e in range(self.n_episodes)), self.n_frames)
+        images = self._faster.images(camera, self._checked(episode), size)
+        return images[:: self._n][: self.lengths[episode]].copy()  # a view would keep all of them in memory
 
-    def _read(self, name: str) -> str:
-        return POSE if name == ACTION and self._achieved else name
+    def _sources(self, name: str) -> list[str]:
+        """Columns of the faster dataset that a column is made of."""
+        if name != ACTION or not self._achieved:
+            return [name]
+        return [POSE, ACTION] if self._gripper_commanded else [POSE]
 
-    def _kept(self, name: str, rows: NDArray[Any], episode: int) -> NDArray[Any]:
-        kept = rows[:: self._n]
-        if name == ACTION and self._achieved:
-            kept = kept[1:]
-        return kept[: self.lengths[episode]]
+    def _kept(self, name: str, rows: Rows, episode: int) -> NDArray[Any]:
+        length = self.lengths[episode]
+        if name != ACTION or not self._achieved:
+            return rows[name][:: self._n][:length]
+        actions = rows[POSE][:: self._n][1 : length + 1]
+        if self._gripper_commanded:
+            actions = actions.copy()
+            actions[:, GRIPPER] = rows[ACTION][:: self._n][:length, GRIPPER]
+        return actions
 
 
 class Chosen(_Episodes):
@@ -193,8 +220,9 @@ class Chosen(_Episodes):
         self, camera: str, episode: int | None = None, size: tuple[int, int] | None = None
     ) -> NDArray[np.uint8]:
         """Images (N, H, W, 3) RGB of all episodes or of one."""
-        chosen = self._chosen if episode is None else [self._chosen[self._checked(episode)]]
-        return np.concatenate([self._whole.images(camera, index, size) for index in chosen])
+        if episode is None:
+            return in_one((self.images(camera, e, size) for e in range(self.n_episodes)), self.n_frames)
+        return self._whole.images(camera, self._chosen[self._checked(episode)], size)
 
 
 def labels_of(found: Demonstrations) -> list[bool | None] | None:

@@ -12,21 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from decoupled_policy_ros.errors import CheckpointError, ConfigError, DecoupledPolicyError
-from decoupled_policy_ros.files import write_json
-from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, read_header
+from decoupled_policy_ros.policy.checkpoint import find_model, read_header
 from decoupled_policy_ros.policy.sampling import Sampler, make_schedule
 from decoupled_policy_ros.policy.schedule import ScheduleConfig
-from decoupled_policy_ros.robot.description import load_robot
-from decoupled_policy_ros.sim.benchmarks import OWN_PROTOCOL, Protocol, protocol
+from decoupled_policy_ros.sim.benchmarks import OWN_PROTOCOL, protocol
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, validated
-from decoupled_policy_ros.training.evaluation import Evaluation, evaluate
 from decoupled_policy_ros.training.network import DEFAULT_BACKBONE
-from decoupled_policy_ros.training.rollout import checkpoint_folder
-from decoupled_policy_ros.training.stage1 import train_stage1
-from decoupled_policy_ros.training.stage2 import train_task
 from decoupled_policy_ros.training.study.config import (
     StudyBackbone,
     StudyConfig,
@@ -35,166 +28,11 @@ from decoupled_policy_ros.training.study.config import (
     filled,
     merged,
 )
+from decoupled_policy_ros.training.study.job_kinds import Cell, DemonstrationsJob, Job, Stage1Job
 
-EVALUATION, OUTCOME = 'evaluation.json', 'outcome.json'
 # These change nothing of what is asked for, so they may differ from one machine to the next; another device draws other
 # random numbers.
 FREE_SETTINGS = ('device', 'threads', 'checkpoint_every', 'trackers')
-
-
-@dataclass(frozen=True)
-class DemonstrationsJob:
-    """Demonstrations of a task, by the scripted expert."""
-
-    folder: Path
-    task: str
-    episodes: int
-    robot: str
-    images: bool = False
-    inputs: tuple[Path, ...] = ()
-
-    @property
-    def done(self) -> bool:
-        return self.folder.exists()
-
-    def require_wanted(self) -> None:
-        """Look at what is in the folder.
-
-        Raises:
-            ConfigError: other demonstrations than these.
-            DatasetError, FingerprintMismatch: no dataset, or one of another arm.
-        """
-        from decoupled_policy_ros.data.readers.opening import describe
-
-        found = describe(self.folder, load_robot(self.robot))
-        pictures = any('.images.' in feature for feature in found['features'])
-        if found['total_episodes'] != self.episodes or self.images > pictures:
-            raise ConfigError(
-                f'{self.folder} holds {found["total_episodes"]} demonstrations with{"" if pictures else "out"} '
-                f'pictures, and {self} are wanted; name another folder'
-            )
-
-    def __str__(self) -> str:
-        pictures = ' with pictures' if self.images else ''
-        return f'{self.episodes} demonstrations of {self.task} by {self.robot}{pictures}'
-
-    def run(self) -> str:
-        """Make them; what came out, in words."""
-        from decoupled_policy_ros.sim.demonstrations import make_demonstrations
-
-        return str(
-            make_demonstrations(
-                self.task, self.episodes, self.folder, self.images, workers=1, quiet=True, robot=self.robot
-            )
-        )
-
-
-@dataclass(frozen=True)
-class Stage1Job:
-    """A backbone, from motion."""
-
-    folder: Path
-    config: Stage1Config
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Folders that other jobs may still be making."""
-        return tuple(s.demonstrations for s in self.config.sources if s.demonstrations is not None)
-
-    @property
-    def done(self) -> bool:
-        return (self.folder / 'backbone.json').exists()
-
-    def run(self) -> str:
-        """Train it; what came out, in words."""
-        return f'sha256 {train_stage1(self.config, self.folder)}'
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One policy: a task, a backbone, a recipe and a seed, trained and evaluated."""
-
-    folder: Path
-    config: Stage2Config
-    train: str
-    task: str
-    rollouts: Protocol
-    max_steps: int | None = None
-    demonstrations: int | None = None
-    finished_backbone: bool = False  # it is named, and no study trains it
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Folders that other jobs may still be making."""
-        frozen = self.config.backbone
-        return (self.config.dataset, *([Path(frozen)] if isinstance(frozen, str) else []))
-
-    @property
-    def done(self) -> bool:
-        return (self.folder / OUTCOME).exists() and self._is_of_this_run(self.outcome)
-
-    @property
-    def outcome(self) -> dict[str, Any]:
-        """What a finished cell has to say."""
-        return json.loads((self.folder / OUTCOME).read_text())
-
-    def take(self, outcome: dict[str, Any]) -> None:
-        """Count as finished if this is the outcome of the same run, on another machine or long ago."""
-        if not self.done and outcome.get('run') == self.folder.name and self._is_of_this_run(outcome):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / OUTCOME, outcome)
-
-    def _is_of_this_run(self, outcome: dict[str, Any]) -> bool:
-        """Whether an outcome is of these demonstrations and this backbone, as far as is known: names are used again."""
-        if outcome.get('demonstrations', self.demonstrations) != self.demonstrations:
-            return False
-        if not self.finished_backbone:
-            return True
-        try:
-            frozen = find_model('backbones', str(self.config.backbone))
-        except CheckpointError:
-            return True
-        return bool(outcome.get('backbone_sha256') == read_header(frozen)['sha256'])
-
-    def run(self) -> str:
-        """Train and evaluate it; what came out, in words."""
-        if not (self.folder / 'run.json').exists():  # the last that training writes
-            train_task(self.config, self.folder, normal=self.train == 'normal')
-        frozen = self.config.backbone
-        spec = Evaluation(
-            str(self.folder),
-            self.task,
-            str(find_model('backbones', frozen)) if isinstance(frozen, str) else None,
-            self.config.robot,
-            self.rollouts.denoising_steps,
-            self.max_steps,
-            checkpoint=self.rollouts.checkpoint,
-            sampler=self.rollouts.sampler,
-        )
-        report = evaluate(spec, self.rollouts.episodes, self.rollouts.seed, 1, self.folder / EVALUATION)
-        trained = checkpoint_folder(str(self.folder), self.rollouts.checkpoint)
-        backbone = find_model('backbones', frozen) if isinstance(frozen, str) else trained / 'backbone'
-        write_json(self.folder / OUTCOME, self._outcome(report, backbone))
-        return f'{report["successes"]} of {report["episodes"]} episodes succeeded'
-
-    def _outcome(self, report: dict[str, Any], backbone: Path) -> dict[str, Any]:
-        """Its evaluation with every episode, and of its training what a table needs."""
-        run = json.loads((self.folder / 'run.json').read_text())
-        last = run['losses'][-100:]
-        return {
-            'run': self.folder.name,
-            **({} if self.demonstrations is None else {'demonstrations': self.demonstrations}),
-            **{key: report[key] for key in ('successes', 'episodes', 'wilson_95', 'torn_chunks', 'results')},
-            'trained_parameters': run['trained_parameters'],
-            'backbone_parameters': sum(p.numel() for p in load_backbone(backbone).parameters()),
-            'training_seconds': run['seconds'],
-            'final_loss': round(sum(last) / len(last), 5),
-            'task_sha256': run['task_sha256'],
-            'backbone_sha256': run['backbone_sha256'],
-        }
-
-
-Job = DemonstrationsJob | Stage1Job | Cell
 
 
 @dataclass(frozen=True)
@@ -274,7 +112,7 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
     values = merged(values, {'name': place.task, 'optimisation': {'seed': place.seed}})
     if recipe.train == 'decoupled' and not isinstance(values.get('backbone'), str):
         of_stage1 = merged(common, study.stage1, *(c.stage1 for c in choices), network)
-        needed.append(_stage1_job(filled(of_stage1, words), where, out))
+        needed.append(_stage1_job(study, filled(of_stage1, words), where, out))
         values['backbone'] = str(needed[-1].folder)
     elif recipe.train != 'decoupled':
         values = merged(values, network, {'random_backbone': recipe.train == 'random'})
@@ -289,7 +127,7 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
     settings = {'train': recipe.train, 'task': simulated, 'rollouts': unusual, **values}
     folder = out / 'cells' / f'{place.task}-{kind}-{recipe.train}-{place.seed}-{_hash(settings)}'
     config = validated(values, Stage2Config, where)
-    finished = isinstance(config.backbone, str) and not any(isinstance(job, Stage1Job) for job in needed)
+    stage1 = next((job for job in needed if isinstance(job, Stage1Job)), None)
     cell = Cell(
         folder,
         config,
@@ -298,12 +136,11 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
         rollouts,
         study.rollouts.max_steps,
         task.demonstrations,
-        finished,
+        {} if stage1 is None else stage1.demonstrations,
+        isinstance(config.backbone, str) and stage1 is None,
     )
     with _at(where):
-        _require_evaluable(
-            cell, next((job.config.objective for job in needed if isinstance(job, Stage1Job)), None)
-        )
+        _require_evaluable(cell, None if stage1 is None else stage1.config.objective)
     return [*needed, cell]
 
 
@@ -332,10 +169,14 @@ def _require_evaluable(cell: Cell, of_stage1: ScheduleConfig | None) -> None:
     Sampler(make_schedule(objective), rollouts.denoising_steps, rollouts.sampler)
 
 
-def _stage1_job(values: Values, where: str, out: Path) -> Stage1Job:
+def _stage1_job(study: StudyConfig, values: Values, where: str, out: Path) -> Stage1Job:
     kind = values.get('backbone', {}).get('kind', DEFAULT_BACKBONE.kind)
     name = f'{kind}-{_hash(values)}'
-    return Stage1Job(out / 'stage1' / name, validated({**values, 'name': name}, Stage1Config, where))
+    config = validated({**values, 'name': name}, Stage1Config, where)
+    made = {task.dataset: task.demonstrations for task in study.tasks.values()}
+    made |= {folder: motion.episodes for folder, motion in study.motions.items()}
+    counts = {str(s.demonstrations): made.get(s.demonstrations) for s in config.sources if s.demonstrations}
+    return Stage1Job(out / 'stage1' / name, config, {path: n for path, n in counts.items() if n is not None})
 
 
 def _hash(values: Values) -> str:

@@ -20,10 +20,11 @@ from rich.console import Console
 
 from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
 from decoupled_policy_ros.training.study.config import StudyConfig
-from decoupled_policy_ros.training.study.jobs import Cell, DemonstrationsJob, Job, Place, plan, require_same
+from decoupled_policy_ros.training.study.job_kinds import LOG, Cell, DemonstrationsJob, Job
+from decoupled_policy_ros.training.study.jobs import Place, plan, require_same
 from decoupled_policy_ros.training.study.tables import read_results
 
-LOG, ERROR = 'log.txt', 'error.txt'
+ERROR = 'error.txt'
 WAIT_S = 5.0
 
 

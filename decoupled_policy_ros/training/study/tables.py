@@ -15,7 +15,8 @@ from decoupled_policy_ros.files import write_json, write_whole
 from decoupled_policy_ros.training.evaluation import wilson_interval
 from decoupled_policy_ros.training.evaluation_report import success_plot
 from decoupled_policy_ros.training.study.config import StudyConfig
-from decoupled_policy_ros.training.study.jobs import Cell, Place
+from decoupled_policy_ros.training.study.job_kinds import Cell
+from decoupled_policy_ros.training.study.jobs import Place
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ control_msgs, and any other package with actions, comes with a ROS installation 
 its server is tested against a client that is played here, with the methods and futures of rclpy's.
 """
 
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,6 +105,41 @@ def test_what_a_server_does_with_the_newest_goal_is_told():
     goals.send('d')
     assert goals.trouble() == ''
     client.answer(3, accepted=False)
+    assert goals.trouble() == 'gripper_action refused the goal'
+
+
+def test_goals_of_two_threads_reach_the_server_in_their_order():
+    sends, goes_on = Event(), Event()
+
+    class SlowClient(Client):
+        def send_goal_async(self, goal: object) -> Future:
+            if goal == 'open':
+                sends.set()
+                goes_on.wait(0.2)
+            return super().send_goal_async(goal)
+
+    client = SlowClient(ready=False)
+    goals = LatestGoal(client, 'gripper_action', keep=True)
+    goals.send('open')
+    client.ready = True
+    worker = Thread(target=goals.missing)  # finds the server, and sends what has been waiting
+    worker.start()
+    assert sends.wait(10)
+    goals.send('close')
+    goes_on.set()
+    worker.join()
+    assert client.goals == ['open', 'close']
+
+
+def test_a_goal_may_be_answered_before_anybody_asks():
+    class QuickClient(Client):
+        def send_goal_async(self, goal: object) -> Future:
+            answer = super().send_goal_async(goal)
+            answer.set_result(SimpleNamespace(accepted=False))
+            return answer
+
+    goals = LatestGoal(QuickClient(), 'gripper_action', keep=True)
+    goals.send('open')
     assert goals.trouble() == 'gripper_action refused the goal'
 
 

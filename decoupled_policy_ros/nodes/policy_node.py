@@ -245,7 +245,8 @@ class PolicyNode(LifecycleNode):
             return response
         others = self.others.commanding()
         if request.data and others and self.settings.other_commanders == 'give_way':
-            response.success, response.message = False, others
+            way_out = 'disable it first, for instance by its ~/enable with false'
+            response.success, response.message = False, f'{others}; {way_out}'
             return response
         if not self.loop.enable(request.data):
             reason = f'{self.loop.state}: {self.loop.reason}; deactivate and activate to start again'

@@ -113,7 +113,7 @@ class PolicyLoop(Exchangeable):
         """Start both threads."""
         with self._lock:
             self._commander.begin()
-        self._running = True
+        self._running = self._cycling = True
         self.enable(enabled)
         for target, name in ((self._work, 'policy_worker'), (self._stream, 'policy_streamer')):
             thread = threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
@@ -130,7 +130,6 @@ class PolicyLoop(Exchangeable):
             thread.join()
         self._threads.clear()
         with self._lock:
-            self._make_changes()
             self._commander.end('inactive')
 
     def enable(self, enabled: bool, state: str = DISABLED, reason: str = 'no commands') -> bool:
@@ -209,6 +208,9 @@ class PolicyLoop(Exchangeable):
                         self._commander.come_to_rest(self._seen_ns, self._ticked.wait)
                 self._commander.set_state(FAILED, f'{type(error).__name__}: {error}')
             self._on_failure(error)
+        finally:
+            if target == self._work:
+                self._end_cycles()
 
     # --- worker ---------------------------------------------------------------------------------
 

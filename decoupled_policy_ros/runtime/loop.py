@@ -32,7 +32,7 @@ from decoupled_policy_ros.runtime.exchange import Exchangeable
 from decoupled_policy_ros.runtime.joining import JoinSettings
 from decoupled_policy_ros.runtime.motion import UnderWay
 from decoupled_policy_ros.runtime.planning import Planner, Prediction
-from decoupled_policy_ros.runtime.states import DISABLED, FAILED, WAITING, LoopSettings
+from decoupled_policy_ros.runtime.states import DISABLED, FAILED, GAVE_WAY, WAITING, LoopSettings
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Steering
 from decoupled_policy_ros.runtime.ticks import IDLE_S, Ticks
 
@@ -136,7 +136,7 @@ class PolicyLoop(Exchangeable):
         """Let commands through, beginning with a fresh chunk; or none any more.
 
         Before it is disabled the arm is brought to rest; with another `state` commands end at once.
-        Where they are let through already they go on as they are.
+        Where they are let through already they go on as they are, and what is disabled has nothing to give way with.
         Returns False, and changes nothing, when the threads have failed or were never started.
         """
         with self._lock:
@@ -146,6 +146,8 @@ class PolicyLoop(Exchangeable):
                 return False
             if enabled and self._enabled:
                 return True
+            if state == GAVE_WAY and self.state == DISABLED and not self._resting:
+                return True  # it says nothing already, and somebody wants that
             if self._enabled and not enabled and state == DISABLED and not self._settings.lockstep:
                 self._enabled, self._generation = False, self._generation + 1  # no chunk that is on its way
                 generation = self._generation

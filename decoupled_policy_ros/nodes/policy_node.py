@@ -47,7 +47,7 @@ from decoupled_policy_ros.runtime.assembly import join_settings
 from decoupled_policy_ros.runtime.cores import read_cores
 from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.loop import PolicyLoop
-from decoupled_policy_ros.runtime.states import GAVE_WAY
+from decoupled_policy_ros.runtime.states import FOLLOWING, GAVE_WAY, HOLDING, WAITING
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
     from decoupled_policy_ros.policy.policy import Policy
@@ -324,7 +324,7 @@ class PolicyNode(LifecycleNode):
             message.status = [status_message(name, 'disabled', self.state_label, values)]
         else:
             state, reason, numbers, ages_s = loop.report()
-            if not self.settings.lockstep:
+            if not self.settings.lockstep and state in (FOLLOWING, HOLDING, WAITING):
                 state, reason = self._clock_watch.trouble() or (state, reason)
             message.status = [
                 status_message(name, state, reason, values | numbers | outputs.values()),

@@ -217,6 +217,40 @@ def test_a_configure_that_fails_leaves_no_publisher_behind(rclpy_context, task_f
         node.destroy_node()
 
 
+def robot_with_camera_topic(folder: Path, topic: str) -> str:
+    """panda_sim's file with another topic of a camera."""
+    description = yaml.safe_load(robot_file('panda_sim').read_text())
+    description['cameras']['wrist']['topic'] = topic
+    file = folder / 'robot.yaml'
+    file.write_text(yaml.safe_dump(description))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ('parameter', 'reason'),
+    [
+        ('guard_file', 'guard settings /nowhere/guard.yaml: [Errno 2] No such file or directory'),
+        ('robot', "topic 'wrist camera': topic name must not contain characters other than alphanumerics"),
+    ],
+)
+def test_a_configure_that_cannot_be_says_so_in_one_line(
+    rclpy_context, task_folder, tmp_path, capfd, parameter, reason
+):
+    value = {
+        'guard_file': '/nowhere/guard.yaml', 'robot': robot_with_camera_topic(tmp_path, 'wrist camera')
+    }[parameter]  # fmt: skip
+    overrides = {'task': str(task_folder), 'guard': False, parameter: value}
+    node = PolicyNode(
+        context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
+    )
+    try:
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        logged = capfd.readouterr().err
+        assert f'on_configure failed: {reason}' in logged and 'Traceback' not in logged
+    finally:
+        node.destroy_node()
+
+
 def test_ctrl_c_while_it_loads_is_no_failure(task_folder, tmp_path):
     peer = PolicyPeer()
     try:

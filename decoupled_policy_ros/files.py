@@ -48,6 +48,14 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(root))
 
 
+def free_mb(folder: Path) -> float:
+    """Space left (MiB) on the disk that a folder is on, or will be on once it is made; 0 where no disk tells."""
+    for place in (folder, *folder.parents):
+        with suppress(OSError):
+            return shutil.disk_usage(place).free / 2**20
+    return 0.0
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -81,7 +81,7 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         'missing_server',
         default_value='hold',
-        description='Without an action server that is commanded: hold the arm, or go_on.',
+        description='Without an action server that is commanded, or a listener to gripper:=topic: hold, or go_on.',
     ),
     DeclareLaunchArgument(
         'enabled',

@@ -25,6 +25,7 @@ from decoupled_policy_ros.nodes.common import (
     time_message,
     time_ns,
 )
+from decoupled_policy_ros.nodes.joint_states import JointStates
 from decoupled_policy_ros.nodes.policy_node import PolicyNode
 from decoupled_policy_ros.observation.messages import pose_from_message
 from decoupled_policy_ros.robot.description import load_robot
@@ -116,6 +117,16 @@ def cell() -> Iterator[Cell]:
     cell.timer.cancel()
     cell.alive = cell.asking = False
     cell.close()
+
+
+def test_joint_states_of_a_clock_that_is_ahead_are_known_when_their_time_has_come():
+    joints = JointStates(ROBOT, max_age_s=0.2)
+    message = JointState(name=list(ROBOT.joint_names), position=floats(ROBOT.home_rad))
+    for now_ns in range(START_NS, START_NS + 500_000_000, 1_000_000):  # at 1 kHz
+        message.header.stamp = time_message(now_ns + 150_000_000)
+        joints.take(message)
+    assert joints.at(now_ns)[0] == now_ns
+    np.testing.assert_array_equal(joints.positions(now_ns), ROBOT.home_rad)
 
 
 def test_a_person_is_followed_inside_the_limits_and_held_on_each_fault(node, cell):

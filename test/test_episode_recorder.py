@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -453,6 +454,37 @@ def test_what_can_not_be_removed_is_said_and_recording_goes_on(recorder, monkeyp
         assert recorder.worker.episode == ''
     assert ask('start') == (True, 'recording episode_000002')
     assert ask('discard') == (True, 'threw episode_000002 away')
+
+
+def test_a_folder_that_was_removed_ends_an_episode_and_is_made_anew_by_the_next(recorder):
+    worker, folder = recorder.worker, recorder.worker.store.folder
+
+    def looked():
+        worker._looked_at = -1.0
+        worker._tick()
+        recorder._report()
+
+    def start():
+        return recorder._on_start(None, Trigger.Response())
+
+    said = []
+    recorder._status = SimpleNamespace(publish=lambda status: said.append((status.level, status.message)))
+    shutil.rmtree(folder)
+    looked()
+    assert said[-1][0] == DiagnosticStatus.WARN and said[-1][1].startswith('idle')
+    assert worker.free_mb > 0 and not folder.exists()
+    assert start().message == 'recording episode_000000'
+    shutil.rmtree(folder)
+    looked()
+    level, message = said[-1]
+    assert level == DiagnosticStatus.ERROR
+    gone = f'its folder was removed; {folder}/.episode_000000.partial is gone'
+    assert message.startswith(f'recording stopped: {gone}') and not folder.exists()
+    assert start().message == 'recording episode_000000'
+    shutil.rmtree(folder)
+    answer = recorder._on_keep(SetBool.Request(data=True), SetBool.Response())
+    assert not answer.success and answer.message.endswith('.episode_000000.partial is gone')
+    assert start().success and recorder._on_discard(None, Trigger.Response()).success
 
 
 @pytest.mark.parametrize(

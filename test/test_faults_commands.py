@@ -94,10 +94,17 @@ def test_a_policy_gives_way_to_an_operator(node, cell, tmp_path):
         cell.status('gave_way', '/teleop_node commands /target_pose too')
         cell.reported('policy', 'gave_way', DiagnosticStatus.WARN)
         WATCHED.forgive('where the one begins the other has a few commands on the way')
-        assert 'commands /target_pose too' in enable(cell, 'policy_node', True).message
+        pressed[0] = 0
+        cell.says('teleop_node', 'holding: deadman released')
+        time.sleep(1.0)  # longer than it takes one who is silent to be none
+        refusal = '/teleop_node commands /target_pose too; disable it first, for instance by its ~/enable'
+        assert refusal in enable(cell, 'policy_node', True).message
         cell.is_at_rest()  # the operator has the arm, and holds it still
         with commanded_by_somebody_else(cell):
             cell.says('teleop_node', '/test_peer commands /target_pose too')
+        assert enable(cell, 'teleop_node', False).success
+        cell.wait_for(lambda: enable(cell, 'policy_node', True).success, 'it to be let go')
+        cell.is_moving()
     timer.cancel()
     cell.wait_for(lambda: enable(cell, 'policy_node', True).success, 'it to be let go')
     cell.is_moving()
@@ -110,7 +117,7 @@ def test_a_second_policy_refuses_to_command_the_arm(node, cell, tmp_path):
     with node_process('policy_node', tmp_path / 'second.log', parameters, name='second') as second:
         cell.says('second', 'gave_way: /policy_node commands /target_pose too; ~/enable starts again')
         answer = enable(cell, 'second', True)
-        assert not answer.success and answer.message == '/policy_node commands /target_pose too'
+        assert not answer.success and answer.message.startswith('/policy_node commands /target_pose too; ')
         values = cell.reported('policy', 'following', DiagnosticStatus.OK)
         assert values['other_commanders'] == '/second on /target_pose'
         assert enable(cell, 'policy_node', False).success

@@ -1,6 +1,7 @@
 """kinematics_recorder_node as a process, over real DDS."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from decoupled_policy_ros.data.motions.motions import motion_actions, read_motio
 from decoupled_policy_ros.data.motions.recorder import MotionRecorder
 from decoupled_policy_ros.nodes.common import LATCHED, floats, pose_stamped, time_message
 from decoupled_policy_ros.nodes.kinematics_recorder_node import KinematicsRecorderNode, RecorderNodeSettings
-from decoupled_policy_ros.nodes.recorder_worker import PERIOD_S, RecorderWorker
+from decoupled_policy_ros.nodes.recorder_worker import PERIOD_S, RETRY_S, RecorderWorker
 from decoupled_policy_ros.robot.description import load_robot, robot_file
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.robot.kinematics import Kinematics
@@ -348,3 +349,39 @@ def test_poses_do_not_pile_up_while_nothing_is_recorded(tmp_path):
     for _ in range(5):
         worker._tick()
     assert worker.stopped and not worker._waiting_poses
+
+
+def test_a_folder_that_was_removed_stops_a_motion_and_is_made_anew_by_the_next(tmp_path):
+    robot, folder, said = load_robot('panda_sim'), tmp_path / 'motions', []
+    blocks = []
+    for second in range(7):  # at 100 Hz: rest, motion, and so on
+        block = []
+        for k in range(second * 100, second * 100 + 100):
+            positions = joint_positions(robot, second // 2 + (second % 2) * (k % 100) / 100)
+            state = JointState(name=list(robot.all_joint_names), position=floats(positions))
+            state.header.stamp = time_message(START_NS + k * 10 * MS)
+            block.append(state)
+        blocks.append(block)
+    worker = RecorderWorker(
+        MotionRecorder(folder, robot),
+        JointRows(robot, False),
+        partial(blocks.pop, 0),
+        list,
+        list,
+        0.0,
+        said.append,
+    )
+    shutil.rmtree(folder)
+    worker._tick()
+    assert not said and worker.free_mb > 0
+    worker._tick()
+    assert worker.recorder.recording and folder.is_dir()
+    shutil.rmtree(folder)
+    worker._tick()
+    assert worker.stopped == f'{folder} is gone' and said == [f'recording stopped: {folder} is gone']
+    worker._failed_at -= RETRY_S  # a while later
+    while blocks:
+        worker._tick()
+    worker._guarded(worker.recorder.finish)
+    assert said[1].startswith('recording goes on') and len(said) == 2
+    assert len(read_motions(folder)) == 2

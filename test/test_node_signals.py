@@ -1,4 +1,4 @@
-"""Ctrl-C asks a node to end; it interrupts no code, compiled code least of all."""
+"""Ctrl-C asks a node to end; it interrupts no code, compiled code least of all. What can't begin says so in a line."""
 
 import subprocess
 import sys
@@ -115,3 +115,32 @@ raise SystemExit(spin_main(Idle))
 def test_an_idle_node_ends_even_if_it_wakes_before_its_context_is_shut_down():
     done = subprocess.run([sys.executable, '-c', SLOW_SHUTDOWN], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, '')
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ('node', 'arguments', 'reason'),
+    [
+        (
+            'command_guard_node',
+            ['-p', "input_topic:='a b'"],
+            "other than alphanumerics, '_', '~', '{', or '}': 'a b'",
+        ),
+        ('teleop_node', ['-p', "recorder:='a//b'"], "must not contain repeated '/': '/a//b/start'"),
+        (
+            'episode_recorder_node',
+            ['-p', "extra_topics:=['a b']"],
+            "topic 'a b': topic name must not contain",
+        ),
+        ('teleop_node', ['--params-file', 'nothere.yaml'], "params file: '--params-file nothere.yaml'"),
+        ('teleop_node', ['-p', 'robot'], "Couldn't parse parameter override rule: '-p robot'"),
+        ('teleop_node', ['--robot'], "unknown ['--robot']"),
+    ],
+)
+def test_names_and_arguments_that_are_none_are_said_in_one_line(tmp_path, node, arguments, reason):
+    command = [sys.executable, '-m', f'decoupled_policy_ros.nodes.{node}', '--ros-args', *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 1 and reason in done.stderr, done.stderr
+    assert 'Traceback' not in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if 'FATAL' in line)
+    assert reason in line

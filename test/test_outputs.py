@@ -4,19 +4,24 @@ control_msgs, and any other package with actions, comes with a ROS installation 
 its server is tested against a client that is played here, with the methods and futures of rclpy's.
 """
 
+import time
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 from action_msgs.msg import GoalStatus
+from rclpy.lifecycle import LifecycleNode
 from rclpy.task import Future
+from spun_node import SpunNode
+from std_msgs.msg import Float64
 from trajectory_msgs.msg import JointTrajectory
 
 from decoupled_policy_ros.errors import ConfigError, RobotDescriptionError
 from decoupled_policy_ros.nodes.actions import LatestGoal, control_action
-from decoupled_policy_ros.nodes.common import time_message
-from decoupled_policy_ros.nodes.gripper_output import GripperGoals
+from decoupled_policy_ros.nodes.common import COMMAND, time_message
+from decoupled_policy_ros.nodes.gripper_output import GripperGoals, gripper_output
 from decoupled_policy_ros.nodes.joint_output import joint_trajectory_message, joint_trajectory_topic
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings, policy_steering
 from decoupled_policy_ros.nodes.sim_commands import Commands, joint_motion
@@ -107,6 +112,41 @@ def test_what_a_server_does_with_the_newest_goal_is_told():
     assert goals.trouble() == 'gripper_action refused the goal'
 
 
+def test_goals_of_two_threads_reach_the_server_in_their_order():
+    sends, goes_on = Event(), Event()
+
+    class SlowClient(Client):
+        def send_goal_async(self, goal: object) -> Future:
+            if goal == 'open':
+                sends.set()
+                goes_on.wait(0.2)
+            return super().send_goal_async(goal)
+
+    client = SlowClient(ready=False)
+    goals = LatestGoal(client, 'gripper_action', keep=True)
+    goals.send('open')
+    client.ready = True
+    worker = Thread(target=goals.missing)  # finds the server, and sends what has been waiting
+    worker.start()
+    assert sends.wait(10)
+    goals.send('close')
+    goes_on.set()
+    worker.join()
+    assert client.goals == ['open', 'close']
+
+
+def test_a_goal_may_be_answered_before_anybody_asks():
+    class QuickClient(Client):
+        def send_goal_async(self, goal: object) -> Future:
+            answer = super().send_goal_async(goal)
+            answer.set_result(SimpleNamespace(accepted=False))
+            return answer
+
+    goals = LatestGoal(QuickClient(), 'gripper_action', keep=True)
+    goals.send('open')
+    assert goals.trouble() == 'gripper_action refused the goal'
+
+
 @pytest.mark.parametrize(('half', 'position'), [(True, 0.04), (False, 0.08)])
 def test_a_width_is_what_the_gripper_understands_by_it(half, position):
     class Kind:
@@ -119,6 +159,58 @@ def test_a_width_is_what_the_gripper_understands_by_it(half, position):
     GripperGoals(Kind, LatestGoal(client, action.name, keep=True), action).send(0.08)
     (goal,) = client.goals
     assert (goal.command.position, goal.command.max_effort) == (position, 20.0)
+
+
+@pytest.mark.process
+def test_a_gripper_that_listens_late_hears_the_newest_width(rclpy_context):
+    node = LifecycleNode('teller', context=rclpy_context)
+    output = gripper_output(node, ROBOT, 'topic')
+    node.trigger_configure()
+    node.trigger_activate()
+    holding = Dependent(Direct(), {'gripper': output}, hold=True)
+    going_on = Dependent(Direct(), {'gripper': output}, hold=False)
+    chunk = Chunk(np.tile([0.4, 0, 0.3, 1, 0, 0, 0, 1, 0, -1], (16, 1)), 10**9, 20.0)
+    heard: list[float] = []
+    gripper = SpunNode('gripper')
+    gripper.spin_in_background()
+
+    def wait_for(condition):
+        deadline = time.monotonic() + 30.0
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def listen():
+        return gripper.create_subscription(
+            Float64, 'gripper_command', lambda m: heard.append(m.data), COMMAND
+        )
+
+    try:
+        for width_m in (0.08, 0.0):
+            output.send(width_m)
+        with pytest.raises(ChunkRejected, match='gripper: nobody listens on gripper_command'):
+            holding.plan(chunk, 10**9)
+        assert going_on.plan(chunk, 10**9).chunk is chunk
+        assert going_on.values() == {'gripper': 'nobody listens on gripper_command'}
+        subscription = listen()
+        wait_for(lambda: going_on.values() == {'gripper': 'ready'})
+        assert holding.plan(chunk, 10**9).chunk is chunk
+        output.send(0.08)
+        wait_for(lambda: heard[-1:] == [0.08])
+        assert heard in ([0.0, 0.08], [0.08])  # the newest counts, and nothing is queued
+        gripper.destroy_subscription(subscription)
+        wait_for(output.missing)
+        output.send(0.0)
+        going_on.reset()  # disabled, or an operator took over
+        listen()
+        wait_for(lambda: not output.missing())
+        output.send(0.04)
+        wait_for(lambda: heard[-1:] == [0.04])
+        assert 0.0 not in heard[1:]
+    finally:
+        gripper.close()
+        output.close()
+        node.destroy_node()
 
 
 def test_fr3_is_wired_as_franka_ros2_brings_it_up():

@@ -14,7 +14,15 @@ from decoupled_policy_ros.observation.streams import StreamBuffer
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.runtime.loop import PolicyLoop
-from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, HOLDING, WAITING, LoopSettings
+from decoupled_policy_ros.runtime.states import (
+    DISABLED,
+    FAILED,
+    FOLLOWING,
+    GAVE_WAY,
+    HOLDING,
+    WAITING,
+    LoopSettings,
+)
 
 MS = 1_000_000
 PERIOD_NS = 50 * MS
@@ -144,6 +152,15 @@ def test_to_enable_what_is_enabled_already_changes_nothing(stage):
         np.testing.assert_array_equal(stage.command(stamp_ns), chunk.sample(stamp_ns)[0])
     assert [c.observation_stamp_ns for c in stage.outputs.chunks] == [first_ns]
     assert stage.outputs.states == states and stage.loop.report()[0] == FOLLOWING
+
+
+def test_what_is_disabled_does_not_give_way(stage):
+    stage.loop.start(enabled=False)
+    assert stage.loop.enable(False, GAVE_WAY, 'somebody commands')
+    assert stage.loop.report()[0] == DISABLED
+    assert stage.loop.enable(True) and stage.loop.enable(False, GAVE_WAY, 'somebody commands')
+    assert stage.loop.enable(False, GAVE_WAY, 'another one commands')
+    assert stage.loop.report()[:2] == (GAVE_WAY, 'another one commands')
 
 
 def test_a_stopped_loop_is_disabled_and_can_not_be_enabled(stage):

@@ -24,7 +24,7 @@ from decoupled_policy_ros.nodes.common import STATE, floats, time_message
 from decoupled_policy_ros.nodes.policy_node import PolicyNode
 from decoupled_policy_ros.robot.description import load_robot, robot_file
 from decoupled_policy_ros.runtime.guard.settings import JOINT_RULES
-from decoupled_policy_ros.runtime.states import FAILED, FOLLOWING
+from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, GAVE_WAY, NEEDS_HELP
 
 pytestmark = [
     pytest.mark.process,
@@ -217,6 +217,40 @@ def test_a_configure_that_fails_leaves_no_publisher_behind(rclpy_context, task_f
         node.destroy_node()
 
 
+def robot_with_camera_topic(folder: Path, topic: str) -> str:
+    """panda_sim's file with another topic of a camera."""
+    description = yaml.safe_load(robot_file('panda_sim').read_text())
+    description['cameras']['wrist']['topic'] = topic
+    file = folder / 'robot.yaml'
+    file.write_text(yaml.safe_dump(description))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ('parameter', 'reason'),
+    [
+        ('guard_file', 'guard settings /nowhere/guard.yaml: [Errno 2] No such file or directory'),
+        ('robot', "topic 'wrist camera': topic name must not contain characters other than alphanumerics"),
+    ],
+)
+def test_a_configure_that_cannot_be_says_so_in_one_line(
+    rclpy_context, task_folder, tmp_path, capfd, parameter, reason
+):
+    value = {
+        'guard_file': '/nowhere/guard.yaml', 'robot': robot_with_camera_topic(tmp_path, 'wrist camera')
+    }[parameter]  # fmt: skip
+    overrides = {'task': str(task_folder), 'guard': False, parameter: value}
+    node = PolicyNode(
+        context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
+    )
+    try:
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        logged = capfd.readouterr().err
+        assert f'on_configure failed: {reason}' in logged and 'Traceback' not in logged
+    finally:
+        node.destroy_node()
+
+
 def test_ctrl_c_while_it_loads_is_no_failure(task_folder, tmp_path):
     peer = PolicyPeer()
     try:
@@ -231,25 +265,45 @@ def test_ctrl_c_while_it_loads_is_no_failure(task_folder, tmp_path):
         peer.close()
 
 
-def test_only_a_clock_that_stood_between_two_looks_is_said_to_stand(rclpy_context, task_folder):
+@pytest.fixture
+def in_simulated_time(rclpy_context, task_folder) -> Iterator[tuple[PolicyNode, list[str]]]:
+    """An active policy_node whose clock the test sets, and what it says on /diagnostics."""
     overrides = {'task': str(task_folder), 'guard': False, 'use_sim_time': True}
     node = PolicyNode(
         context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
     )
     try:
         assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
-        said = []
+        assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        said: list[str] = []
         node._diagnostics.publish = lambda message: said.append(message.status[0].message)
-        times = (1.0, 2.0, 2.0, 3.0)
-        for time_s in times:  # once a second of wall time
-            node.get_clock().set_ros_time_override(Time(seconds=time_s))
-            node._look_around()
-            node._publish_diagnostics()  # at once, for a task was swapped
-        assert [text == 'holding: /clock stands still' for text in said] == [False] * 4 + [True] * 2 + [
-            False
-        ] * 2
+        yield node, said
     finally:
         node.destroy_node()
+
+
+def look_at_clock(node: PolicyNode, *times_s: float) -> None:
+    """What the node does once a second of wall time, with these times on /clock."""
+    for time_s in times_s:
+        node.get_clock().set_ros_time_override(Time(seconds=time_s))
+        node._look_around()
+        node._publish_diagnostics()  # at once, for a task was swapped
+
+
+def test_only_a_clock_that_stood_between_two_looks_is_said_to_stand(in_simulated_time):
+    node, said = in_simulated_time
+    assert enable(node, True).success
+    look_at_clock(node, 1.0, 2.0, 2.0, 3.0)
+    stood = [text == 'holding: /clock stands still' for text in said]
+    assert stood == [False] * 4 + [True] * 2 + [False] * 2
+
+
+@pytest.mark.parametrize('state', [GAVE_WAY, FAILED, NEEDS_HELP, DISABLED])
+def test_a_clock_that_stands_hides_no_state_that_it_does_not_explain(in_simulated_time, state):
+    node, said = in_simulated_time
+    node.loop._commander.set_state(state, 'for a reason')
+    look_at_clock(node, 1.0, 1.0)
+    assert said == [f'{state}: for a reason'] * 4
 
 
 def enable(node: PolicyNode, enabled: bool) -> SetBool.Response:

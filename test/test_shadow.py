@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped
+from rclpy.lifecycle import LifecycleNode
 from ros_harness import node_process
 from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64, Float64MultiArray
 from test_policy_node import PERIOD_NS, ROBOT, FakeRobot
 from untrained import save_untrained_policy
 
-from decoupled_policy_ros.nodes.common import COMMAND, time_ns
+from decoupled_policy_ros.nodes.common import COMMAND, SENSOR, floats, time_message, time_ns
+from decoupled_policy_ros.nodes.shadow_output import ShadowOutput
 from decoupled_policy_ros.robot import poses
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.chunks import Chunk
@@ -95,6 +98,24 @@ def test_where_the_arm_was_not_seen_nothing_is_said():
     divergence.predicted(chunk_along(0.0, 0.0, 0.0))
     divergence.clear()
     assert not divergence.measured(NOW_NS, joints_at(NOW_NS))  # the clock went back
+
+
+def test_a_joint_state_from_the_future_does_not_end_the_comparison(rclpy_context):
+    node = LifecycleNode('shadow', context=rclpy_context)
+    shadow = ShadowOutput(node, ROBOT, SENSOR)
+    home = poses.action_from_pose(KINEMATICS.forward(ROBOT.home_rad), 0.9)
+    try:
+        start_ns = node.get_clock().now().nanoseconds - 1_000_000_000
+        shadow.divergence.predicted(Chunk(np.tile(home, (16, 1)), start_ns, 20.0))
+        for since_ns in (3600 * 10**9, *range(0, 1_000_000_000, 20_000_000)):
+            message = JointState(name=list(ROBOT.joint_names), position=floats(ROBOT.home_rad))
+            message.header.stamp = time_message(start_ns + since_ns)
+            shadow._take(message)
+        values = shadow.divergence.values()
+        assert values['divergence_chunks'] == '1' and values['divergence_position_m_max'] == '0.0000'
+    finally:
+        shadow.close()
+        node.destroy_node()
 
 
 def test_the_state_of_a_moving_arm_is_where_it_will_be():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from test_policy_loop import Stage, wait_for
+from test_policy_loop import MS, Stage, wait_for
 
 from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.observation.sampler import Sampler
@@ -18,7 +18,7 @@ from decoupled_policy_ros.policy import Policy, Task, load_task
 from decoupled_policy_ros.runtime.background import Background, Job
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.engine import Engine
-from decoupled_policy_ros.runtime.states import FOLLOWING
+from decoupled_policy_ros.runtime.states import FAILED, FOLLOWING
 from decoupled_policy_ros.runtime.swap import Dropped, SwapTimes, change_instruction, swap_task
 
 
@@ -172,6 +172,28 @@ def test_changes_are_made_when_the_loop_stops(stage):
     assert made == ['first', 'second']
     stage.loop.between_cycles(lambda: made.append('third'))
     assert made[-1] == 'third'
+
+
+@pytest.mark.parametrize('thread', ['worker', 'streamer'])
+def test_changes_are_made_when_the_loop_has_failed(small_policy, thread):
+    stage, made = Stage(small_policy), []
+    stage.loop.start(enabled=True)
+    try:
+        stage.begin()
+        if thread == 'worker':
+            stage.loop._planner.observe = None
+        else:
+            stage.outputs.broken = True
+        with stage.loop._lock:
+            stage.loop.between_cycles(lambda: made.append('first'))
+            stage.now_ns += 500 * MS  # and as the threads go on, they fail
+            stage.loop.notify_ticked()
+        wait_for(lambda: stage.failures and made)
+        wait_for(lambda: not stage.loop.cycling)
+        stage.loop.between_cycles(lambda: made.append('second'))
+        assert made == ['first', 'second'] and stage.loop.report()[0] == FAILED
+    finally:
+        stage.loop.stop()
 
 
 def test_the_newest_job_takes_the_place_of_those_before_it():

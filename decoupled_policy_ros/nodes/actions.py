@@ -79,7 +79,8 @@ class LatestGoal:
                 return ''
             self._sent += 1
             number, self._answer = self._sent, ''
-        future = self._client.send_goal_async(goal)
+            future = self._client.send_goal_async(goal)  # by the lock: goals of two threads keep their order
+        # Without the lock: the server may have answered, and then the callback is called here.
         future.add_done_callback(lambda done: self._answered(number, done.result()))
         return ''
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -14,9 +15,10 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import Pose, PoseStamped, Transform
 from numpy.typing import ArrayLike, NDArray
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import ParameterException
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
@@ -33,6 +35,7 @@ Settings = TypeVar('Settings')
 
 RCLError = rclpy_implementation.RCLError
 InvalidHandle = rclpy_implementation.InvalidHandle
+UnknownROSArgsError = rclpy_implementation.UnknownROSArgsError
 
 NS_PER_S = 1_000_000_000
 
@@ -160,6 +163,20 @@ def read_robot(node: Node, name: str, timeout_s: float) -> RobotDescription:
     return load_robot(name)
 
 
+def resolve_topic(node: Node, name: str) -> str:
+    """Full name of a topic, remapped.
+
+    Raises:
+        ConfigError: it is no name of a topic.
+    """
+    try:
+        return str(node.resolve_topic_name(name))
+    except RCLError as error:
+        if not node.context.ok():
+            raise
+        raise ConfigError(f'topic {name!r}: {_reason(error)}') from error
+
+
 def time_message(stamp_ns: int) -> Time:
     """builtin_interfaces/Time of a stamp in nanoseconds."""
     return Time(sec=stamp_ns // NS_PER_S, nanosec=stamp_ns % NS_PER_S)
@@ -255,14 +272,36 @@ def missing_module(error: ModuleNotFoundError) -> str:
     return f'Python module {module!r} is not installed: pip install {_PIP_NAMES.get(module, module)}'
 
 
+def user_error(error: Exception) -> str:
+    """One line on an error that a user can cause, such as a name that is none; '' for one of the program's."""
+    if isinstance(error, ModuleNotFoundError):
+        return missing_module(error)
+    if isinstance(error, NameValidationException):
+        return ' '.join(
+            line.strip() for line in str(error).splitlines()[:2]
+        )  # the rest points at a character
+    return str(error) if isinstance(error, DecoupledPolicyError | ParameterException) else ''
+
+
+def _reason(error: Exception) -> str:
+    """What rcl says, without the lines of its source."""
+    return ' '.join(re.sub(r'^failed to [a-z ]+: |, at \S+:\d+', '', str(error)).split())
+
+
 def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int:
     """Create a node, spin it until Ctrl-C, SIGTERM or shutdown, destroy it; return the exit status.
 
     A node with a method `run(executor)` drives the executor itself. One with a method `wind_down()` is told of Ctrl-C
-    and SIGTERM before its context is shut down, on another thread, and has as long as that takes. An error of this
-    package, or a module that is not installed, ends the process with its message in one line and status 1.
+    and SIGTERM before its context is shut down, on another thread, and has as long as that takes. Arguments that are
+    none, and a `user_error`, end the process with one line and status 1.
     """
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    logger = get_logger('decoupled_policy_ros')
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except (RCLError, UnknownROSArgsError) as error:
+        what = 'unknown ' if isinstance(error, UnknownROSArgsError) else ''
+        logger.fatal(f'--ros-args: {what}{_reason(error)}')
+        return 1
     executor = SingleThreadedExecutor()
     node: Node | None = None
     with shut_down_by_signals(lambda: getattr(node, 'wind_down', lambda: None)()):
@@ -274,13 +313,10 @@ def spin_main(factory: Callable[[], Node], args: list[str] | None = None) -> int
                 run(executor)
             else:
                 executor.spin()
-        except (DecoupledPolicyError, ParameterException, ModuleNotFoundError) as error:
-            logger = (
-                node.get_logger() if node is not None else rclpy.logging.get_logger('decoupled_policy_ros')
-            )
-            logger.fatal(missing_module(error) if isinstance(error, ModuleNotFoundError) else str(error))
-            return 1
-        except Exception:
+        except Exception as error:
+            if line := user_error(error):
+                (node.get_logger() if node is not None else logger).fatal(line)
+                return 1
             # The context may be shut down while the node is being made, or the executor waits or takes a message.
             if rclpy.ok():
                 raise

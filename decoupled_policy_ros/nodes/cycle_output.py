@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
-from decoupled_policy_ros.nodes.common import RCLError
+from decoupled_policy_ros.nodes.common import RCLError, resolve_topic
 from decoupled_policy_ros.nodes.policy_outputs import PolicyOutputs
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings
 from decoupled_policy_ros.robot.description import RobotDescription
+from decoupled_policy_ros.runtime.guard.settings import read_guard_file
 
 if TYPE_CHECKING:
     from decoupled_policy_ros.runtime.engine import Engine
@@ -54,7 +54,11 @@ class CycleOutput:
     def describe(
         self, engine: Engine, robot: RobotDescription, settings: PolicySettings, outputs: PolicyOutputs
     ) -> None:
-        """Take down what a run depends on, once for all its beginnings."""
+        """Take down what a run depends on, once for all its beginnings.
+
+        Raises:
+            ConfigError: the guard's file can't be read, or a topic's name is none.
+        """
         from decoupled_policy_ros.runtime.run_record import run_record
 
         cameras = {name: camera.topic for name, camera in robot.cameras.items()}
@@ -63,12 +67,12 @@ class CycleOutput:
             topics |= {name: f'~/shadow/{name}' for name in ('target_pose', 'gripper_command')}
         if robot.description_topic:
             topics['robot_description'] = robot.description_topic
-        guard_file = Path(settings.guard_file).expanduser().read_text() if settings.guard_file else ''
+        guard_file = read_guard_file(settings.guard_file) if settings.guard_file else ''
         self._outputs = outputs
         self._run = {
             **run_record(engine, robot, settings.robot, asdict(settings), guard_file),
-            'cameras': {name: self._node.resolve_topic_name(topic) for name, topic in cameras.items()},
-            'topics': {name: self._node.resolve_topic_name(topic) for name, topic in topics.items()},
+            'cameras': {name: resolve_topic(self._node, topic) for name, topic in cameras.items()},
+            'topics': {name: resolve_topic(self._node, topic) for name, topic in topics.items()},
         }
 
     def run(self) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from decoupled_policy_ros.nodes.common import (
     declare_settings,
     diagnostics_name,
     read_robot,
+    resolve_topic,
     spin_main,
 )
 from decoupled_policy_ros.nodes.episode_clock import EpisodeClock
@@ -68,9 +70,9 @@ class EpisodeRecorderNode(Node):
         self._poller = Poller(POLL_SIM_TIME_S if sim_time else POLL_S)
         self.topics = [
             RecordedTopic(self, plan, self._budget, self._poller, self._episode_clock)
-            for plan in plan_topics(self.robot, settings.extra_topics, self.resolve_topic_name)
+            for plan in plan_topics(self.robot, settings.extra_topics, partial(resolve_topic, self))
         ]
-        self._command_topic = self.resolve_topic_name(self.robot.topics['target_pose'])
+        self._command_topic = resolve_topic(self, self.robot.topics['target_pose'])
         self.worker = EpisodeWorker(store, settings.min_free_mb, self._now_ns, self.get_logger().error)
         self._judge = EpisodeStatus(
             self.worker, self.topics, self._budget, self._episode_clock, self._silence

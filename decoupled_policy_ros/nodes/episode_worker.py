@@ -243,7 +243,9 @@ class EpisodeWorker:
             return
         self._looked_at = now
         self.free_mb = self.store.free_mb
-        if self._episode is not None and self.free_mb < self._min_free_mb:
+        if self._episode is not None and not self._episode.folder.is_dir():
+            self._stop('its folder was removed')  # what is open can still be written, and goes with it
+        elif self._episode is not None and self.free_mb < self._min_free_mb:
             self._stop(f'{self.free_mb:.0f} MiB left on the disk, min_free_mb is {self._min_free_mb:.0f}')
 
     def _stop(self, reason: str) -> None:

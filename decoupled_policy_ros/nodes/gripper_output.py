@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Protocol
 
 from rclpy.lifecycle import LifecycleNode
@@ -37,26 +38,41 @@ class GripperOutput(Protocol):
 
 
 class GripperTopic:
-    """Opening widths in metres on the robot's topic gripper_command."""
+    """Opening widths in metres on the robot's topic gripper_command; any thread may call it.
+
+    Edges only are commanded, so one that nobody would hear waits until somebody listens, unless a newer one comes.
+    """
 
     def __init__(self, node: LifecycleNode, robot: RobotDescription):
-        self._node = node
-        self._publisher = node.create_lifecycle_publisher(Float64, robot.topics['gripper_command'], COMMAND)
+        self._node, self._topic = node, robot.topics['gripper_command']
+        self._publisher = node.create_lifecycle_publisher(Float64, self._topic, COMMAND)
+        self._lock = threading.Lock()
+        self._waiting: float | None = None
 
     def send(self, width_m: float) -> None:
-        """Publish a width."""
-        self._publisher.publish(Float64(data=width_m))
+        """Publish a width, now or as soon as somebody listens."""
+        with self._lock:
+            self._waiting = width_m
+        self.missing()
 
     def missing(self) -> str:
-        """A topic does not tell."""
-        return ''
+        """Whether nobody listens; publishes a width that has been waiting."""
+        with self._lock:
+            if not self._publisher.get_subscription_count():
+                return f'nobody listens on {self._topic}'
+            if self._waiting is not None:
+                self._publisher.publish(Float64(data=self._waiting))
+                self._waiting = None
+            return ''
 
     def trouble(self) -> str:
-        """A topic does not tell."""
-        return ''
+        """Whether nobody listens: more a topic does not tell."""
+        return self.missing()
 
     def forget(self) -> None:
-        """What was published is said."""
+        """Drop a width that is waiting."""
+        with self._lock:
+            self._waiting = None
 
     def close(self) -> None:
         """Destroy the publisher."""

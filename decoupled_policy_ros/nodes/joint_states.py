@@ -14,6 +14,7 @@ from sensor_msgs.msg import JointState
 from decoupled_policy_ros.errors import MessageError
 from decoupled_policy_ros.nodes.common import time_ns
 from decoupled_policy_ros.observation.messages import joint_positions_from_message, stamp_ns
+from decoupled_policy_ros.observation.sources import JOINT_CAPACITY
 from decoupled_policy_ros.observation.streams import StreamBuffer
 from decoupled_policy_ros.robot.description import RobotDescription
 
@@ -46,7 +47,7 @@ class JointStates:
 
     def __init__(self, robot: RobotDescription, max_age_s: float):
         self._robot, self._max_age_ns = robot, round(max_age_s * 1e9)
-        self._buffer = StreamBuffer(64)
+        self._buffer = StreamBuffer(JOINT_CAPACITY)  # stamps may be ahead: back to now, at 1 kHz too
         self._refusal = ''
         self._close: Callable[[], object] = lambda: None
 

@@ -47,7 +47,7 @@ from decoupled_policy_ros.runtime.assembly import join_settings
 from decoupled_policy_ros.runtime.cores import read_cores
 from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.loop import PolicyLoop
-from decoupled_policy_ros.runtime.states import GAVE_WAY
+from decoupled_policy_ros.runtime.states import FOLLOWING, GAVE_WAY, HOLDING, WAITING
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
     from decoupled_policy_ros.policy.policy import Policy
@@ -245,7 +245,8 @@ class PolicyNode(LifecycleNode):
             return response
         others = self.others.commanding()
         if request.data and others and self.settings.other_commanders == 'give_way':
-            response.success, response.message = False, others
+            way_out = 'disable it first, for instance by its ~/enable with false'
+            response.success, response.message = False, f'{others}; {way_out}'
             return response
         if not self.loop.enable(request.data):
             reason = f'{self.loop.state}: {self.loop.reason}; deactivate and activate to start again'
@@ -323,7 +324,7 @@ class PolicyNode(LifecycleNode):
             message.status = [status_message(name, 'disabled', self.state_label, values)]
         else:
             state, reason, numbers, ages_s = loop.report()
-            if not self.settings.lockstep:
+            if not self.settings.lockstep and state in (FOLLOWING, HOLDING, WAITING):
                 state, reason = self._clock_watch.trouble() or (state, reason)
             message.status = [
                 status_message(name, state, reason, values | numbers | outputs.values()),

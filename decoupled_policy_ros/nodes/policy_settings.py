@@ -147,7 +147,8 @@ class PolicySettings:
     )
     missing_server: str = _parameter(
         'go_on',
-        "without the action server of the gripper or the trajectories: 'go_on' and say so, or 'hold' the arm",
+        "without the action server of the gripper or the trajectories, or a listener on the gripper's topic: 'go_on' "
+        "and say so, or 'hold' the arm",
         choices=('go_on', 'hold'),
     )
     other_commanders: str = _parameter(

@@ -12,6 +12,8 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
+from decoupled_policy_ros.nodes.common import resolve_topic
+
 #: Messages that DDS holds for us: 5 s of a 1 kHz stream, should this process not be scheduled for so long.
 DEPTH = 5000
 
@@ -55,7 +57,7 @@ class Intake:
     """
 
     def __init__(self, node: Node, kind: type, topic: str, depth: int = DEPTH, latched: bool = False):
-        self.topic = node.resolve_topic_name(topic)
+        self.topic = resolve_topic(node, topic)
         self.lost = 0  # as counted by DDS
         self.hold = False  # leave a subscription that hears anybody as it is
         self.publishers: Sequence[TopicEndpointInfo] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from decoupled_policy_ros.data.motions.files import MotionWriter
 from decoupled_policy_ros.data.motions.joint_rows import JointRows
 from decoupled_policy_ros.data.motions.recorder import MotionRecorder
 from decoupled_policy_ros.errors import DatasetError, MessageError
+from decoupled_policy_ros.files import free_mb
 from decoupled_policy_ros.observation.messages import pose_from_message, stamp_ns
 
 PERIOD_S = 0.2
@@ -65,7 +65,7 @@ class RecorderWorker:
     @property
     def free_mb(self) -> float:
         """Space left where the files go."""
-        return shutil.disk_usage(self.recorder.folder).free / 2**20
+        return free_mb(self.recorder.folder)
 
     def start(self) -> None:
         """Begin."""
@@ -140,20 +140,25 @@ class RecorderWorker:
             self.recorder.abandon()
             self._stop_recording(str(error))
 
+    def _require_folder(self) -> None:
+        if self.recorder.recording and not self.recorder.folder.is_dir():
+            raise DatasetError(f'{self.recorder.folder} is gone')
+
     def _watch_disk(self) -> None:
-        free_mb = self.free_mb
-        if not self.stopped and free_mb < self._min_free_mb:
+        self._guarded(self._require_folder)
+        left_mb = self.free_mb
+        if not self.stopped and left_mb < self._min_free_mb:
             self._guarded(self.recorder.finish)
-            self._stop_recording(f'{free_mb:.0f} MB left on the disk, min_free_mb is {self._min_free_mb:.0f}')
+            self._stop_recording(f'{left_mb:.0f} MB left on the disk, min_free_mb is {self._min_free_mb:.0f}')
         elif (
             self.stopped
-            and free_mb > 1.1 * self._min_free_mb
+            and left_mb > 1.1 * self._min_free_mb
             and time.monotonic() - self._failed_at > RETRY_S
         ):
             self.stopped = ''
             self._guarded(self._recover)
             if not self.stopped:
-                self._say(f'recording goes on: {free_mb:.0f} MB left on the disk')
+                self._say(f'recording goes on: {left_mb:.0f} MB left on the disk')
 
     def _stop_recording(self, reason: str) -> None:
         self.stopped = self.stopped or reason

@@ -16,12 +16,16 @@ from std_msgs.msg import Float64, Float64MultiArray, MultiArrayDimension, MultiA
 from decoupled_policy_ros.errors import MessageError
 from decoupled_policy_ros.nodes.commands import CommandPublisher
 from decoupled_policy_ros.nodes.common import COMMAND, NS_PER_S, floats
+from decoupled_policy_ros.nodes.joint_states import refuse_the_future
 from decoupled_policy_ros.observation.messages import joint_positions_from_message, stamp_ns
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.runtime.divergence import Compared, Divergence
 
 #: Columns of `~/divergence`.
 COLUMNS = ('stamp_s', 'position_m', 'rotation_rad', 'gripper_agrees')
+
+#: How far ahead of the clock a joint state may be stamped (s): it would bar those that come after it.
+MAX_AHEAD_S = 0.2
 
 
 class ShadowOutput:
@@ -55,6 +59,7 @@ class ShadowOutput:
 
     def _take(self, message: JointState) -> None:
         try:
+            refuse_the_future(self._node, message, MAX_AHEAD_S)
             stamp, (arm, gripper) = stamp_ns(message.header.stamp), self._positions(message)
         except MessageError:
             return  # the policy's own stream says what is wrong with it

@@ -11,8 +11,7 @@ from rclpy.context import Context
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
-from decoupled_policy_ros.errors import DecoupledPolicyError
-from decoupled_policy_ros.nodes.common import missing_module
+from decoupled_policy_ros.nodes.common import user_error
 
 
 class Transient(Protocol):
@@ -43,10 +42,9 @@ def logged(transition: Transition[T]) -> Transition[T]:
         except Exception as error:
             if not self.context.ok():
                 return TransitionCallbackReturn.ERROR  # Ctrl-C came: nothing failed, and nobody can be told
-            what = missing_module(error) if isinstance(error, ModuleNotFoundError) else str(error)
-            expected = isinstance(error, (DecoupledPolicyError, ModuleNotFoundError))
-            reason = f'{transition.__name__} failed: {what}'
-            self.get_logger().error(reason if expected else f'{reason}\n{traceback.format_exc()}')
+            line = user_error(error)
+            reason = f'{transition.__name__} failed: {line or error}'
+            self.get_logger().error(reason if line else f'{reason}\n{traceback.format_exc()}')
         self.give_up(reason)
         configures = transition.__name__ == 'on_configure'
         return TransitionCallbackReturn.FAILURE if configures else TransitionCallbackReturn.ERROR

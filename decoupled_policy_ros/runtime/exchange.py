@@ -32,12 +32,13 @@ class Exchangeable:
         self._lock = threading.RLock()
         self._observed = Signal(self._lock)  # wakes the worker
         self._threads: list[threading.Thread] = []
+        self._cycling = False
         self._changes: deque[Callable[[], None]] = deque()
 
     @property
     def cycling(self) -> bool:
-        """Whether there are cycles, or could be once commands are enabled."""
-        return bool(self._threads)
+        """Whether there are cycles, or could be once commands are enabled; not after a failure."""
+        return self._cycling
 
     @property
     def engine(self) -> Engine:
@@ -70,3 +71,9 @@ class Exchangeable:
         with self._lock:
             while self._changes:
                 self._changes.popleft()()
+
+    def _end_cycles(self) -> None:
+        """Make the changes that are waiting, and have those to come made at once: there are no cycles any more."""
+        with self._lock:
+            self._cycling = False
+            self._make_changes()

@@ -32,7 +32,7 @@ from decoupled_policy_ros.runtime.exchange import Exchangeable
 from decoupled_policy_ros.runtime.joining import JoinSettings
 from decoupled_policy_ros.runtime.motion import UnderWay
 from decoupled_policy_ros.runtime.planning import Planner, Prediction
-from decoupled_policy_ros.runtime.states import DISABLED, FAILED, WAITING, LoopSettings
+from decoupled_policy_ros.runtime.states import DISABLED, FAILED, GAVE_WAY, WAITING, LoopSettings
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Steering
 from decoupled_policy_ros.runtime.ticks import IDLE_S, Ticks
 
@@ -113,7 +113,7 @@ class PolicyLoop(Exchangeable):
         """Start both threads."""
         with self._lock:
             self._commander.begin()
-        self._running = True
+        self._running = self._cycling = True
         self.enable(enabled)
         for target, name in ((self._work, 'policy_worker'), (self._stream, 'policy_streamer')):
             thread = threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
@@ -130,14 +130,13 @@ class PolicyLoop(Exchangeable):
             thread.join()
         self._threads.clear()
         with self._lock:
-            self._make_changes()
             self._commander.end('inactive')
 
     def enable(self, enabled: bool, state: str = DISABLED, reason: str = 'no commands') -> bool:
         """Let commands through, beginning with a fresh chunk; or none any more.
 
         Before it is disabled the arm is brought to rest; with another `state` commands end at once.
-        Where they are let through already they go on as they are.
+        Where they are let through already they go on as they are, and what is disabled has nothing to give way with.
         Returns False, and changes nothing, when the threads have failed or were never started.
         """
         with self._lock:
@@ -147,6 +146,8 @@ class PolicyLoop(Exchangeable):
                 return False
             if enabled and self._enabled:
                 return True
+            if state == GAVE_WAY and self.state == DISABLED and not self._resting:
+                return True  # it says nothing already, and somebody wants that
             if self._enabled and not enabled and state == DISABLED and not self._settings.lockstep:
                 self._enabled, self._generation = False, self._generation + 1  # no chunk that is on its way
                 generation = self._generation
@@ -209,6 +210,9 @@ class PolicyLoop(Exchangeable):
                         self._commander.come_to_rest(self._seen_ns, self._ticked.wait)
                 self._commander.set_state(FAILED, f'{type(error).__name__}: {error}')
             self._on_failure(error)
+        finally:
+            if target == self._work:
+                self._end_cycles()
 
     # --- worker ---------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from typing import Any
 from decoupled_policy_ros.data.bags.repair import repair_bag
 from decoupled_policy_ros.data.bags.writer import BagWriter
 from decoupled_policy_ros.errors import DatasetError
-from decoupled_policy_ros.files import sync_folder, write_json
+from decoupled_policy_ros.files import free_mb, sync_folder, write_json
 
 EPISODE_FILE = 'episode.json'
 PROGRESS_FILE = 'progress.json'
@@ -43,7 +43,7 @@ class EpisodeStore:
     """The folder that episodes go to.
 
     Args:
-        folder: made if it is missing.
+        folder: made if it is missing, now and whenever an episode begins.
         compression: of new bags, see `BagWriter`.
 
     Raises:
@@ -53,6 +53,9 @@ class EpisodeStore:
     def __init__(self, folder: str | Path, compression: str = 'none'):
         self.folder = Path(folder).expanduser()
         self.compression = compression
+        self._make_folder()
+
+    def _make_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -63,7 +66,7 @@ class EpisodeStore:
     @property
     def free_mb(self) -> float:
         """Space left on the disk (MiB)."""
-        return shutil.disk_usage(self.folder).free / 2**20
+        return free_mb(self.folder)
 
     def episodes(self) -> list[Path]:
         """Complete episodes in their order."""
@@ -90,6 +93,7 @@ class EpisodeStore:
         Raises:
             DatasetError: the folder can't be written.
         """
+        self._make_folder()
         with locked(self.folder):  # two recorders never take one number
             return EpisodeWriter(self.folder, self.next_number(), header, self.compression)
 
@@ -156,9 +160,12 @@ class EpisodeWriter:
         A bag that could not be written to its end keeps what is intact.
 
         Raises:
-            DatasetError: not one message was recorded (nothing is left then, if it can be removed), or the disk is
-                full or gone (the partial folder is left to `recover` then).
+            DatasetError: not one message was recorded (nothing is left then, if it can be removed), the disk is full
+                or gone (the partial folder is left to `recover` then), or the folder was removed.
         """
+        if not self.folder.is_dir():  # it would be made anew, without the bag
+            self._release()
+            raise DatasetError(f'{self.folder} is gone')
         if not self.bag.n_messages:
             self.discard()
             raise DatasetError(f'{self.name}: not one message was recorded; nothing is kept')

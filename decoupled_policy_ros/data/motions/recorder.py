@@ -71,7 +71,8 @@ class MotionRecorder:
     """Takes joint states in blocks and keeps the motions among them in `folder`; not thread-safe.
 
     Args:
-        folder: is made; what a killed recorder left in it is not touched, see `MotionWriter.recover`.
+        folder: is made, now and whenever a motion begins; what a killed recorder left in it is not touched, see
+            `MotionWriter.recover`.
         robot: whose joints these are.
         settings: thresholds.
     """
@@ -84,15 +85,18 @@ class MotionRecorder:
         self.fingerprint = Fingerprint.of(robot, AS_RECORDED_HZ)
         self.counters = Counters()
         self.residual = ResidualStatistics()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DatasetError(f'{self.folder} can not be made: {error}') from error
+        self._make_folder()
         self._index = 0
         self._writer: MotionWriter | None = None
         # Of poses that may lie in a motion: their stamps, and (P, 2) metres and radians.
         self._unsettled: tuple[Stamps, Array]
         self._reset()
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatasetError(f'{self.folder} can not be made: {error}') from error
 
     @property
     def newest_ns(self) -> int:
@@ -253,6 +257,7 @@ class MotionRecorder:
         self._held = stamps_ns[count:], joints[count:], moving[count:]
 
     def _begin_motion(self, moving_ns: int) -> None:
+        self._make_folder()
         while self._writer is None:
             path = self.folder / f'motion_{self._index:06d}{SUFFIX}'
             self._index += 1

@@ -148,18 +148,29 @@ class GuardSettings:
         )
 
 
+def read_guard_file(path: str | Path) -> str:
+    """What is in a file with the guard's settings.
+
+    Raises:
+        ConfigError: no such file, or it is not readable.
+    """
+    try:
+        return Path(path).expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f'guard settings {path}: {error}') from error
+
+
 def read_guard_settings(path: str | Path) -> GuardSettings:
     """Settings from a YAML file; what it leaves out keeps its default.
 
     Raises:
         ConfigError: no such file, an unknown key or rule, or a value that is out of range.
     """
-    path = Path(path).expanduser()
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(read_guard_file(path))
+    except yaml.YAMLError as error:
         raise ConfigError(f'guard settings {path}: {error}') from error
-    return guard_settings({} if values is None else values, path.name)
+    return guard_settings({} if values is None else values, Path(path).name)
 
 
 def guard_settings(values: Any, where: str) -> GuardSettings:

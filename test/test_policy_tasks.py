@@ -88,14 +88,13 @@ def test_what_is_dropped_while_its_change_waits_is_closed(cell, other):
     topics, loop = cell.topics, cell.stage.loop
     cell.stage.observe()
     cell.stage.tick()
-    loop._threads.append(threading.current_thread())  # a worker whose cycle ends when this test says so
+    loop._cycling = True  # there is a worker, whose cycle ends when this test says so
     cell.ask('task', other)
     wait_for(lambda: loop._changes)
     cell.tasks._pending[0].drop()  # as a request does that comes while the change is being handed over
     cell.ask('task', other)
     wait_for(lambda: len(loop._changes) == 2)
-    loop._make_changes()
-    loop._threads.clear()
+    loop._end_cycles()
     cell.spin_until(lambda: cell.tasks.values()['task_swap'] == f'following task {str(other)!r}')
     assert cell.tasks.values()['task_swaps'] == '1'
     assert cell.tasks._candidates == []

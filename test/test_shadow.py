@@ -1,5 +1,8 @@
 """Shadow mode: where a policy would have gone, beside what the arm did under somebody else; and nothing commanded."""
 
+from itertools import count
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped
@@ -15,6 +18,7 @@ from decoupled_policy_ros.nodes.common import COMMAND, SENSOR, floats, time_mess
 from decoupled_policy_ros.nodes.shadow_output import ShadowOutput
 from decoupled_policy_ros.robot import poses
 from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime import steering as steering_module
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.divergence import Divergence
 from decoupled_policy_ros.runtime.guard.guard import Guard
@@ -137,7 +141,10 @@ def test_an_arm_that_was_seen_once_rests_and_one_never_seen_has_no_state():
         arm_state(arm, KINEMATICS, NOW_NS, NOW_NS)
 
 
-def test_each_chunk_begins_at_the_arm_and_as_fast():
+def test_each_chunk_begins_at_the_arm_and_as_fast(monkeypatch):
+    # A path begins later by as much as a check takes, and an arm is known for 0.1 s ahead.
+    ticks = count(0.0, 0.01)
+    monkeypatch.setattr(steering_module, 'time', SimpleNamespace(perf_counter=lambda: next(ticks)))
     predicted: list[Chunk] = []
     guarded = FromArm(Guard(ROBOT, GuardSettings()), KINEMATICS, MovingArm(), period_ns=PERIOD_NS)
     steering = Shadowing(guarded, predicted.append)

@@ -31,7 +31,6 @@ class Exchangeable:
         self._planner, self._commander = planner, commander
         self._lock = threading.RLock()
         self._observed = Signal(self._lock)  # wakes the worker
-        self._threads: list[threading.Thread] = []
         self._cycling = False
         self._changes: deque[Callable[[], None]] = deque()
 

@@ -85,6 +85,7 @@ class PolicyLoop(Exchangeable):
         self._on_failure, self._on_restart = on_failure, on_restart
         self._ticks = Ticks(settings.control_rate_hz, settings.lockstep)
         self._ticked = threading.Condition(self._lock)  # wakes the streamer
+        self._threads: list[threading.Thread] = []
         self._generation, self._running, self._enabled, self._resting = 0, False, False, False
         self._forget()
 

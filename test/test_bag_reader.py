@@ -19,6 +19,7 @@ from bag_files import (
     kind,
     write_bag,
 )
+from mcap.reader import make_reader
 from rosbags.typesys import get_types_from_msg
 
 from decoupled_policy_ros.data.bags.reader import Bag, bag_summary
@@ -197,8 +198,11 @@ def test_what_is_no_bag_is_refused_with_a_reason(tmp_path, make, reason):
 def test_damage_in_the_middle_ends_the_reading_with_a_reason(tmp_path):
     path = our_recording(tmp_path / 'bag', 20_000)
     file = next(path.glob('*.mcap'))
+    with file.open('rb') as opened:
+        chunks = make_reader(opened).get_summary().chunk_indexes
+    middle = chunks[len(chunks) // 2]  # its messages: what lies between chunks is read without a check
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 0xFF
+    content[middle.chunk_start_offset + middle.chunk_length // 2] ^= 0xFF
     file.write_bytes(content)
     with Bag(path) as bag, pytest.raises(DatasetError, match='damaged'):
         list(bag.messages([JOINTS]))

@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from decoupled_policy_ros.robot.description import Limits, RobotDescription
 from decoupled_policy_ros.runtime.guard.guard import BESIDE_M
 from decoupled_policy_ros.runtime.joint_motion import VELOCITY_MARGIN, JointMotion
+from decoupled_policy_ros.runtime.steering import LONGEST_GAP_S
 
 Array = NDArray[np.float64]
 
@@ -92,6 +93,8 @@ class LimitsChecker:
         if apart_s > PAUSE_S:
             self._velocity = None
             return None
+        if apart_s > LONGEST_GAP_S:
+            self._velocity = None  # an arm that heard nothing is at its last command, and may be held there
         way = pose[:3, 3] - last[1][:3, 3]
         turn = Rotation.from_matrix(pose[:3, :3] @ last[1][:3, :3].T).as_rotvec()
         self._look('step_m', float(np.linalg.norm(way)), self.step_m, stamp_ns)

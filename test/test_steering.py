@@ -178,6 +178,18 @@ def test_after_a_hold_the_next_chunk_is_followed_from_there():
     assert others[-1][0, 3] > rest[0, 3] + 0.01
 
 
+@pytest.mark.parametrize(('gap_ns', 'breaches'), [(TICK_NS, 1), (4 * TICK_NS, 1), (6 * TICK_NS, 0)])
+def test_the_checker_lets_an_arm_rest_where_it_heard_nothing_for_long_and_nowhere_else(gap_ns, breaches):
+    checker, pose = LimitsChecker.of(ROBOT.limits), HOME.copy()
+    for i in range(4):
+        pose = pose.copy()
+        pose[0, 3] += 0.03  # 1.5 m/s
+        checker.add(BEGIN_NS + i * TICK_NS, pose)
+    for i in range(3):
+        checker.add(BEGIN_NS + 3 * TICK_NS + gap_ns + i * TICK_NS, pose)
+    assert len(checker.breaches) == breaches
+
+
 @pytest.mark.parametrize('holding', [False, True])
 def test_where_commands_were_missing_the_arm_is_held_where_it_was_told_to_be_last(holding):
     """A machine that stood still, a clock that was set forward: it is not on the way any more."""

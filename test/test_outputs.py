@@ -163,7 +163,7 @@ def test_a_width_is_what_the_gripper_understands_by_it(half, position):
 
 @pytest.mark.process
 def test_a_gripper_that_listens_late_hears_the_newest_width(rclpy_context):
-    node = LifecycleNode('teller', context=rclpy_context)
+    node = LifecycleNode('teller', context=rclpy_context, namespace='late')  # nobody of an earlier test
     output = gripper_output(node, ROBOT, 'topic')
     node.trigger_configure()
     node.trigger_activate()
@@ -182,7 +182,7 @@ def test_a_gripper_that_listens_late_hears_the_newest_width(rclpy_context):
 
     def listen():
         return gripper.create_subscription(
-            Float64, 'gripper_command', lambda m: heard.append(m.data), COMMAND
+            Float64, '/late/gripper_command', lambda m: heard.append(m.data), COMMAND
         )
 
     try:

@@ -41,7 +41,7 @@ def test_chunks_are_in_time_and_join_without_a_jump(cell, tmp_path):
         cell.is_moving()
         # On a machine with enough to do a cycle may take longer than any of late: then it is looked again.
         steady = False
-        for _ in range(20):
+        for _ in range(60):
             cell.forget_commands()
             before = cell.diagnostics('policy')
             cell.wait_for(

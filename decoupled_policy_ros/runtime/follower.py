@@ -22,8 +22,8 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request, missing_joints, well_formed
 from decoupled_policy_ros.runtime.guard.verdict import Finding, GuardStatistics, Outcome
 from decoupled_policy_ros.runtime.motion import NS_PER_S, MotionState, Path
-from decoupled_policy_ros.runtime.steering import LONGEST_GAP, LONGEST_GAP_S, Joints
-from decoupled_policy_ros.runtime.stopping import Stop, StraightOn
+from decoupled_policy_ros.runtime.steering import Joints, longest_gap_ns
+from decoupled_policy_ros.runtime.stopping import Stop
 
 Array = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ class Follower:
     ):
         self._guard, self._kinematics, self._joints = guard, kinematics, joints
         self._horizon_ns, self._timeout_ns = round(horizon_s * NS_PER_S), round(timeout_s * NS_PER_S)
-        self._longest_ns = round(max(LONGEST_GAP_S, LONGEST_GAP * period_s) * NS_PER_S)
+        self._longest_ns = longest_gap_ns(round(period_s * NS_PER_S))
         self.statistics = GuardStatistics()
         self.reset()
 
@@ -121,7 +121,7 @@ class Follower:
         gap_ns = now_ns - self._last_ns
         if self.started and self._motion is not None and not self.at_rest and gap_ns > self._longest_ns:
             pose = self._motion.state(self._last_ns).pose
-            self._motion = Stop(StraightOn(MotionState.at_rest(pose), now_ns), now_ns, self._guard.stopping)
+            self._motion = Stop.at_rest(pose, now_ns, self._guard.stopping)
             self._last_ns, self.reason = now_ns, f'no command for {gap_ns / NS_PER_S:.3f} s'
 
     def _go(self, pose_base_ee: Array, now_ns: int) -> Finding | None:

@@ -20,7 +20,7 @@ from decoupled_policy_ros.runtime.chunks import NS_PER_S, Chunk
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request, missing_joints
 from decoupled_policy_ros.runtime.guard.verdict import Finding, GuardStatistics, Outcome, Verdict
 from decoupled_policy_ros.runtime.motion import Motion, MotionState, Path, UnderWay
-from decoupled_policy_ros.runtime.stopping import JointBraking, Stop, StraightOn
+from decoupled_policy_ros.runtime.stopping import JointBraking, Stop
 
 Array = NDArray[np.float64]
 
@@ -188,7 +188,7 @@ class Guarded:
         motion, last_ns, period_ns = self._motion, self._last_ns, self._period_ns
         if motion is None or period_ns is None:
             return 0.0
-        longest_ns = max(LONGEST_GAP * period_ns, LONGEST_GAP_S * NS_PER_S)
+        longest_ns = longest_gap_ns(period_ns)
         if last_ns is None:
             last_ns, longest_ns = motion.start_ns, LONGEST_FIRST_GAP * period_ns
         return (now_ns - last_ns) / NS_PER_S if now_ns - last_ns > longest_ns else 0.0
@@ -212,12 +212,12 @@ class Guarded:
         motion = self._motion
         if motion is not None and since_ns is None and self.missed_s(now_ns):
             last_ns = motion.start_ns if self._last_ns is None else self._last_ns
-            resting = MotionState.at_rest(_at(last_ns, motion, self._before).state(last_ns).pose)
-            motion = Stop(StraightOn(resting, now_ns), now_ns, self.guard.stopping)
-            self._motion, self._before = motion, None
+            pose = _at(last_ns, motion, self._before).state(last_ns).pose
+            self._motion, self._before = Stop.at_rest(pose, now_ns, self.guard.stopping), None
+            motion = self._motion
         if motion is None and begin and (joints_rad := self._joints.positions(now_ns)) is not None:
-            state = MotionState.at_rest(self._kinematics.forward(joints_rad))
-            motion = self._motion = Stop(StraightOn(state, now_ns), now_ns, self.guard.stopping)
+            pose = self._kinematics.forward(joints_rad)
+            motion = self._motion = Stop.at_rest(pose, now_ns, self.guard.stopping)
         if motion is None:
             return None
         if not isinstance(motion, Stop):
@@ -277,6 +277,11 @@ class Guarded:
             return max(chunk.begins_ns, now_ns + round(max(LEAD_S, 2 * self._longest_s) * NS_PER_S))
         last_ns = self._last_ns
         return now_ns - round(NS_PER_S / chunk.rate_hz) if last_ns is None else last_ns
+
+
+def longest_gap_ns(period_ns: int) -> int:
+    """How long no command may be given, with a period of commands, for the arm still to be on its way."""
+    return max(LONGEST_GAP * period_ns, round(LONGEST_GAP_S * NS_PER_S))
 
 
 def _at(stamp_ns: int, motion: Motion | None, before: Motion | None) -> Motion:

@@ -111,6 +111,11 @@ class Stop:
         self.duration_s = delay_s + self._slowing_s
         self.end_ns = self._slows_ns + int(np.ceil(self._slowing_s * NS_PER_S))
 
+    @classmethod
+    def at_rest(cls, pose: Array, stamp_ns: int, limits: StoppingLimits) -> Stop:
+        """Nothing but to stay at a pose (4, 4)."""
+        return cls(StraightOn(MotionState.at_rest(pose), stamp_ns), stamp_ns, limits)
+
     def state(self, stamp_ns: int) -> MotionState:
         """Pose and velocity at a time; before the beginning those of the beginning, after the end at rest."""
         elapsed_s = (stamp_ns - self._slows_ns) / NS_PER_S

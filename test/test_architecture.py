@@ -39,6 +39,7 @@ ROS_MODULES = {
     'tf2_ros',
 }
 SIMULATORS = {'robosuite', 'mujoco'}
+HEAVY = {'matplotlib', 'sentence_transformers', 'transformers'}  # seconds of import, for some tasks only
 PICKLING = {'pickle', 'cPickle', '_pickle', 'dill', 'cloudpickle', 'shelve', 'marshal', 'joblib'}
 EXECUTING_CALLS = {'eval', 'exec', 'compile', '__import__'}
 EXECUTING_ATTRIBUTES = {
@@ -292,12 +293,13 @@ def imported_by(target: str) -> set[str]:
         ('robot.kinematics', {'torch', 'rclpy', *SIMULATORS}),
         ('observation.sampler', {'torch', 'rclpy', *SIMULATORS}),
         ('data.datasets.dataset', {'torch', 'rclpy', *SIMULATORS}),
-        ('runtime.engine', {'rclpy', *SIMULATORS}),
+        ('runtime.engine', {'rclpy', *SIMULATORS, *HEAVY}),
+        ('training.study', {'rclpy', *SIMULATORS, *HEAVY}),
         ('replay.replay', {'rclpy', *SIMULATORS}),
         ('teleop.teleoperator', {'torch', 'rclpy', *SIMULATORS}),
         ('nodes.kinematics_recorder_node', {'torch', *SIMULATORS}),
         ('nodes.episode_recorder_node', {'torch', *SIMULATORS}),
-        ('nodes.policy_node', SIMULATORS),
+        ('nodes.policy_node', {*SIMULATORS, *HEAVY}),
         ('nodes.command_guard_node', {'torch', *SIMULATORS}),
         ('nodes.sim_robot_node', {'torch'}),
         ('cli', {'torch', 'rclpy', *SIMULATORS}),

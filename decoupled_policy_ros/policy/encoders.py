@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetModel
 
 from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.policy.language import INSTRUCTION, InstructionEncoder
 from decoupled_policy_ros.policy.normalisation import VectorNormaliser
+
+if TYPE_CHECKING:
+    from transformers import ResNetConfig
 
 #: Mean and deviation of ImageNet's pixels in [0, 1], which weights trained on it expect.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -30,6 +32,10 @@ class Trunk:
 
     def config(self, base_channels: int) -> ResNetConfig:
         """Of a trunk with so many channels after the stem."""
+        from transformers import (
+            ResNetConfig,
+        )  # here, for its import takes a third as long as all that a node imports
+
         return ResNetConfig(
             embedding_size=base_channels,
             hidden_sizes=[base_channels * self.expansion * 2**i for i in range(4)],
@@ -126,6 +132,8 @@ class ImageEncoder(nn.Module):
         trunk: str = 'resnet18',
         pretrained: bool = False,
     ):
+        from transformers import ResNetModel
+
         super().__init__()
         self.crop, self.pretrained, self.feature_dim = crop, pretrained, TRUNKS[trunk].feature_dim
         config = TRUNKS[trunk].config(base_channels)
@@ -149,6 +157,8 @@ class ImageEncoder(nn.Module):
         Raises:
             ConfigError: no such model, or one of another shape.
         """
+        from transformers import ResNetModel
+
         try:
             theirs = freeze_batch_norm(ResNetModel.from_pretrained(name))
             self.trunk.load_state_dict(theirs.state_dict())

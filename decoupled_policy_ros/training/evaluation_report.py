@@ -7,17 +7,17 @@ import html
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 
 from decoupled_policy_ros.files import write_json, write_whole
 from decoupled_policy_ros.policy.checkpoint import find_model
 
-matplotlib.use('Agg')  # files only: an evaluating machine has no display
-from matplotlib import pyplot
-from matplotlib.axes import Axes
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 
 Report = Mapping[str, Any]
 
@@ -100,7 +100,8 @@ def loss_plot(reports: Iterable[Report], path: Path) -> bool:
             curves[_label(report, reports)] = json.loads(run.read_text(encoding='utf-8'))['losses']
     if not any(curves.values()):
         return False
-    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout='constrained')
+    figure = _figure(7, 3.5)
+    axes = figure.subplots()
     for name, losses in curves.items():
         window = max(1, len(losses) // 100)
         smooth = np.convolve(losses, np.ones(window) / window, 'valid')
@@ -288,9 +289,8 @@ def _panels(
     tasks = list(dict.fromkeys(row['task'] for row in rows))
     columns = min(COLUMNS, len(tasks))
     lines = -(-len(tasks) // columns)
-    figure, grid = pyplot.subplots(
-        lines, columns, figsize=(1 + 4 * columns, 0.3 + height * lines), squeeze=False, layout='constrained'
-    )
+    figure = _figure(1 + 4 * columns, 0.3 + height * lines)
+    grid = figure.subplots(lines, columns, squeeze=False)
     for place, axes in enumerate(grid.flat):
         if place >= len(tasks):
             axes.set_axis_off()
@@ -300,7 +300,12 @@ def _panels(
     _save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _figure(width_in: float, height_in: float) -> Figure:
+    from matplotlib.figure import Figure  # here, for most who import this module do not draw
+
+    return Figure(figsize=(width_in, height_in), layout='constrained')
+
+
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)

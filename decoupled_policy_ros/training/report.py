@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from pydantic import BaseModel
 
 from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.training.loop import Trainer
 
-matplotlib.use('Agg')  # files only: a training machine has no display
-from matplotlib import pyplot
-
 
 def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, result: dict) -> None:
     """Write `out`/run.json (configuration, result, losses) and `out`/loss.png."""
+    from matplotlib.figure import Figure  # here, for most who import this module do not draw
+
     run = {
         'stage': stage,
         'config': config.model_dump(mode='json'),
@@ -30,9 +28,9 @@ def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, res
     losses = np.array(trainer.losses)
     window = max(1, len(losses) // 100)
     smooth = np.convolve(losses, np.ones(window) / window, 'valid')
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout='constrained')
+    figure = Figure(figsize=(7, 4), layout='constrained')
+    axes = figure.subplots()
     axes.semilogy(losses, color='0.8', linewidth=0.5)
     axes.semilogy(np.arange(len(smooth)) + window - 1, smooth)
     axes.set(xlabel='step', ylabel='prediction error', title=f'{out.name}: {stage}')
     figure.savefig(out / 'loss.png', dpi=120)
-    pyplot.close(figure)

@@ -126,6 +126,12 @@ def test_an_idle_node_ends_even_if_it_wakes_before_its_context_is_shut_down():
             ['-p', "input_topic:='a b'"],
             "other than alphanumerics, '_', '~', '{', or '}': 'a b'",
         ),
+        (
+            'command_guard_node',
+            ['-p', "input_topic:='{arm}/pose'"],
+            "topic name '{arm}/pose' is invalid: unknown substitution: {arm}",
+        ),
+        ('teleop_node', ['-p', "recorder:='{arm}/recorder'"], 'unknown substitution: {arm}'),
         ('teleop_node', ['-p', "recorder:='a//b'"], "must not contain repeated '/': '/a//b/start'"),
         (
             'episode_recorder_node',

@@ -280,6 +280,8 @@ def user_error(error: Exception) -> str:
         return ' '.join(
             line.strip() for line in str(error).splitlines()[:2]
         )  # the rest points at a character
+    if isinstance(error, ValueError) and 'unknown substitution' in str(error):
+        return _reason(error)  # of a {name} in a topic's; rclpy has no error of its own for it
     return str(error) if isinstance(error, DecoupledPolicyError | ParameterException) else ''
 
 

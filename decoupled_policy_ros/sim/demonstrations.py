@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import time
@@ -92,7 +93,7 @@ def make_demonstrations(
         out: folder of the dataset; must not exist.
         images: with both 84x84 cameras; `observation.object_state` is there either way.
         seed: same seed, same episodes.
-        workers: processes; None for one per core.
+        workers: processes; None for one per core. With 1 everything runs in this process.
         noise: start away from home in some episodes and execute some with noise, see the module.
         quiet: no progress bar.
         robot: name in config/robots, or path, of a simulated arm.
@@ -238,21 +239,34 @@ _Scene = tuple[str, str, Mapping[str, tuple[int, int]]]
 
 
 def _attempts(scene: _Scene, seed: int, workers: int, noise: bool) -> Generator[_Attempt, None, None]:
-    """Attempts 0, 1, 2, ... without end, in order, a few of them ahead in other processes."""
+    """Attempts 0, 1, 2, ... without end, in order."""
+    seeds = (episode_seed(seed, index) for index in itertools.count())
+    return _here(scene, seeds, noise) if workers == 1 else _elsewhere(scene, seeds, workers, noise)
+
+
+def _here(scene: _Scene, seeds: Iterator[int], noise: bool) -> Generator[_Attempt, None, None]:
+    sim, kinematics = _arm_of(scene)
+    with closing(sim):
+        for seed in seeds:
+            yield record_episode(sim, kinematics, seed, noise)
+
+
+def _elsewhere(
+    scene: _Scene, seeds: Iterator[int], workers: int, noise: bool
+) -> Generator[_Attempt, None, None]:
+    """Attempts of other processes, a few of them ahead."""
     # Spawned, not forked: OpenGL contexts and thread pools don't survive a fork.
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context('spawn'),
         initializer=_start_worker,
-        initargs=(scene, workers, os.getpid()),
+        initargs=(scene, os.getpid()),
     )
     waiting: collections.deque[Future] = collections.deque()
     try:
-        index = 0
         while True:
             while len(waiting) < workers + 2:
-                waiting.append(pool.submit(_attempt, episode_seed(seed, index), noise))
-                index += 1
+                waiting.append(pool.submit(_attempt, next(seeds), noise))
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise SimulationError(f'a process that makes demonstrations of {scene[0]} died: {error}') from error
@@ -260,21 +274,24 @@ def _attempts(scene: _Scene, seed: int, workers: int, noise: bool) -> Generator[
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _arm_of(scene: _Scene) -> tuple[SimRobot, Kinematics]:
+    task, robot, cameras = scene
+    sim = SimRobot(task, load_robot(robot), cameras)
+    return sim, Kinematics(sim.robot)
+
+
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(scene: _Scene, workers: int, parent: int) -> None:
+def _start_worker(scene: _Scene, parent: int) -> None:
     end_with(parent)
-    if workers > 1:
-        # One process per core: threads of the software renderer or of BLAS would only wait for each other.
-        for name in ('LP_NUM_THREADS', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
-            os.environ.setdefault(name, '1')
+    # One process per core: threads of the software renderer or of BLAS would only wait for each other.
+    for name in ('LP_NUM_THREADS', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
+        os.environ.setdefault(name, '1')
     _worker['scene'] = scene
 
 
 def _attempt(seed: int, noise: bool) -> tuple[bool, dict[str, Any]]:
     if 'sim' not in _worker:  # made here and not in the initializer, whose errors would reach nobody
-        task, robot, cameras = _worker['scene']
-        _worker['sim'] = SimRobot(task, load_robot(robot), cameras)
-        _worker['kinematics'] = Kinematics(_worker['sim'].robot)
+        _worker['sim'], _worker['kinematics'] = _arm_of(_worker['scene'])
     return record_episode(_worker['sim'], _worker['kinematics'], seed, noise)

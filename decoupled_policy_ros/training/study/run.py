@@ -42,7 +42,8 @@ def run_studies(
     Args:
         out: folder of all runs.
         seeds: do only these; what is known of the others is in the cells that are returned all the same.
-        workers: processes; each trains and evaluates on one thread. 0 runs nothing.
+        workers: processes, each of which trains and evaluates on one thread; with 1 everything runs in this process,
+            and with 0 nothing.
         results: folder of earlier results; what is in them is not done again.
 
     Returns:
@@ -65,7 +66,9 @@ def run_studies(
         _require_data(list(jobs.values()))
     waiting = _wanted(jobs)
     _say(f'{len(jobs) - len(waiting)} of {len(jobs)} runs are done')
-    if waiting and workers:
+    if workers == 1:
+        _work(waiting, out, [False] * len(waiting))
+    elif waiting and workers:
         context = multiprocessing.get_context('spawn')
         failed = context.Array('b', len(waiting))
         processes = [context.Process(target=_work, args=(waiting, out, failed)) for _ in range(workers)]

@@ -14,6 +14,7 @@ from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.policy.checkpoint import load_policy
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime.dependent import Dependent
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.settings import JOINT_RULES, GuardSettings
@@ -60,6 +61,21 @@ class BreakableEngine(Engine):
         return super().__call__(observation, known, samples)
 
 
+class Gripper:
+    """A part that has something `waiting` to be heard."""
+
+    waiting = False
+
+    def missing(self) -> str:
+        return ''
+
+    def trouble(self) -> str:
+        return 'a width waits' if self.waiting else ''
+
+    def forget(self) -> None:
+        self.waiting = False
+
+
 class GuardedStage(Stage):
     """A loop in real time at 20 commands a second, with a guard; `in_joints` too if need be."""
 
@@ -68,6 +84,7 @@ class GuardedStage(Stage):
 
     def __init__(self, policy, settings: GuardSettings) -> None:
         super().__init__(policy)
+        self.gripper = Gripper()
         self.joints, self.engine, self.motions = self.arm(), BreakableEngine(policy, 2), []
         period_ns = command_period_ns(self.lockstep, 20.0)
         guarded = Guarded(Guard(ROBOT, settings), Kinematics(ROBOT), self.joints, period_ns)
@@ -84,7 +101,7 @@ class GuardedStage(Stage):
             LoopSettings(self.lockstep, control_rate_hz=20.0, gripper_hysteresis=0.2, seed=0),
             lambda name: '',
             self.failures.append,
-            steering,
+            Dependent(steering, {'gripper': self.gripper}, hold=False),
         )
 
     def tick(self, skip: tuple[str, ...] = ()) -> int:
@@ -230,12 +247,15 @@ def test_where_the_network_fails_the_arm_comes_to_rest_before_commands_end(small
         (chunk,) = stage.outputs.chunks
         while stage.now_ns + PERIOD_NS < chunk.replan_stamp_ns:
             stage.command(stage.tick())
+        stage.gripper.waiting = True
+        assert stage.loop.report()[2]['gripper'] == 'a width waits'
         stage.engine.lost, stage.runs_from_s = True, time.monotonic()
         while stage.loop.report()[0] != FAILED:
             stage.observe()
             stage.loop.notify_ticked()
             time.sleep(0.01)
         assert stage.loop.report()[1] == 'RuntimeError: the device is lost'
+        assert stage.loop.report()[2]['gripper'] == 'ready'  # what nobody has heard is not said any more
         (failure,) = wait_for(lambda: stage.failures)
         assert str(failure) == 'the device is lost'
     finally:

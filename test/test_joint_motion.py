@@ -192,6 +192,37 @@ def test_a_stop_is_heard_however_short_it_is_and_however_late(speed_m_s, late_ms
     assert max(arm.steps_rad) < 2e-3
 
 
+@pytest.mark.parametrize('stall_ms', [0, 60, 150])
+def test_a_path_that_should_have_begun_is_planned_anew(stall_ms):
+    """The controller has gone on along what it was told before: there the next trajectory begins, without a step."""
+    arm = Controller()
+    assert arm.steering.adopt(arm.steering.plan(arm.chunk(0.3), arm.now_ns))
+    for _ in range(12):
+        arm.go_on(25)
+    aside = np.tile(KINEMATICS.forward(arm.positions(arm.now_ns)), (16, 1, 1))
+    aside[:, 0, 3] += 0.3 * 0.05 * np.arange(-1, 15)
+    chunk = Chunk(action_from_pose(aside, -1.0), arm.now_ns, 20.0)
+    plan = arm.steering.plan(chunk, arm.now_ns)
+    arm.now_ns += stall_ms * MS  # the worker wakes before the streamer
+    assert arm.steering.adopt(plan) == (stall_ms == 0)
+    if stall_ms:
+        assert arm.steering.adopt(arm.steering.plan(chunk, arm.now_ns))
+    assert max(arm.steps_rad) < 2e-3
+
+
+def test_a_trajectory_that_has_not_begun_yet_is_stopped_too():
+    """Where the clock stands while commands end, the arm would be driven by what it was sent for later."""
+    arm = Controller()
+    plan = arm.steering.plan(arm.chunk(0.3), arm.now_ns)
+    assert arm.steering.adopt(plan) and arm.now_ns < plan.begins_ns
+    sent = arm.followed
+    arm.steering.follow(arm.now_ns)
+    arm.steering.reset()
+    assert arm.followed is not sent and arm.dropped == 0
+    assert np.abs(sent.positions_rad[-1] - sent.positions_rad[0]).max() > 0.1
+    assert (arm.followed.positions_rad == sent.positions_rad[0]).all()
+
+
 def test_a_plan_from_before_a_stop_is_not_adopted_after_it():
     """The worker planned from the path, the streamer held meanwhile: it would not go on from there."""
     arm = Controller()

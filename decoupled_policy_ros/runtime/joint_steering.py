@@ -7,6 +7,7 @@ more comes to rest by itself. A hold becomes the trajectory of coming to rest, a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -82,6 +83,7 @@ class InJoints:
 
     def plan(self, chunk: Chunk, now_ns: int) -> Plan:
         """What the steering plans, with the joints for it; raises ChunkRejected where there are none."""
+        begin = time.perf_counter()
         commanded, measured = self._commanded, self._joints.positions(now_ns)
         plan = self._steering.plan(chunk, now_ns)
         path = plan.path
@@ -96,12 +98,15 @@ class InJoints:
             motion = _joined(commanded, now_ns, motion)
         if found is not None:
             raise self._rejected(found)
+        self._steering.took(time.perf_counter() - begin)
         return JointPlan(**vars(plan), joints=motion, joints_before=commanded)
 
     def adopt(self, plan: Plan) -> bool:
         """Follow a plan, and publish its joints; False where it came too late."""
         assert isinstance(plan, JointPlan) and plan.joints is not None
-        if plan.joints_before is not self._commanded or not self._steering.adopt(plan):
+        # Poses would go on from wherever a tick finds them; a controller has gone on along what it was told before.
+        begun = not self._lockstep and plan.begins_ns < self._now_ns()
+        if begun or plan.joints_before is not self._commanded or not self._steering.adopt(plan):
             return False
         self._commanded, self._stop = plan.joints, None
         if self._lockstep:
@@ -127,14 +132,13 @@ class InJoints:
         begins = begin and self._commanded is None
         if begins and (measured := self._joints.positions(now_ns)) is not None:
             self._commanded = JointMotion([now_ns], measured[None], np.zeros((1, len(measured))))
-        if not self._lockstep:
-            self._last_ns = now_ns  # the controller has gone on by itself since the last command
-        pose = self._steering.hold(now_ns, begin, self._braking(), self._last_ns or None)
+        led_ns = self._last_ns if self._lockstep else now_ns  # a controller has gone on by itself until now
+        pose = self._steering.hold(now_ns, begin, self._braking(), led_ns or None)
         stop = self._steering.motion
         if isinstance(stop, Stop) and stop is not self._stop and self._commanded is not None:
             self._stop = stop
             # A stop that goes on began earlier, and what it replaces may begin later.
-            since_ns = max(stop.start_ns, self._last_ns, self._commanded.stamps_ns[0])
+            since_ns = max(stop.start_ns, led_ns, self._commanded.stamps_ns[0])
             left_ns = stop.start_ns + round(stop.duration_s * NS_PER_S) - since_ns
             count = max(STOP_INTERVALS, -(-left_ns // STOP_NS))
             times_ns = np.linspace(0, max(left_ns, 1_000_000), count + 1)
@@ -168,7 +172,9 @@ class InJoints:
             # The arm goes as far as was published and no farther, whatever time it is.
             since_ns = start_ns = self._published_ns
         positions, velocities = commanded.at(since_ns)
-        if velocities.any():
+        # What a controller was sent may begin only later; in lockstep it was sent no more than until then.
+        still_to_come = not self._lockstep and (commanded.positions_rad[-1] != positions).any()
+        if velocities.any() or still_to_come:
             stop = braking(positions, velocities, start_ns, self._limits.acceleration_rad_s2)
             ends_ns, rest_ns = (now_ns, STOP_NS) if self._lockstep else (now_ns + REST_NS, REST_NS)
             self._publish(stop if stop.stamps_ns[-1] > ends_ns else stop.resting_until(now_ns + rest_ns))

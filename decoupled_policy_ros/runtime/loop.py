@@ -209,6 +209,8 @@ class PolicyLoop(Exchangeable):
                 if moving:  # the streamer ends too, but commands can still be sent
                     with suppress(Exception):  # what failed first is what is told
                         self._commander.come_to_rest(self._seen_ns, self._ticked.wait)
+                with suppress(Exception):
+                    self._steering.reset()  # what nobody has heard yet must not be said later
                 self._commander.set_state(FAILED, f'{type(error).__name__}: {error}')
             self._on_failure(error)
         finally:

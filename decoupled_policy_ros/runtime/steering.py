@@ -24,8 +24,8 @@ from decoupled_policy_ros.runtime.stopping import JointBraking, Stop
 
 Array = NDArray[np.float64]
 
-#: A path begins this much after now (s) at least: by then it has been checked. Twice the longest check of late, if that
-#: is longer.
+#: A path begins this much after now (s) at least: by then it has been planned. Or twice as long as planning took
+#: lately, if that is longer.
 LEAD_S = 0.01
 #: Tolerance of stamps (ns): those of chunks are rounded.
 ROUNDING_NS = 1000
@@ -152,7 +152,8 @@ class Guarded:
         begin = time.perf_counter()
         motion, before = self._motion, self._before  # what is followed may change meanwhile: `adopt` notices
         verdict = self._check(chunk, now_ns, motion, before)
-        self._longest_s = max(0.9 * self._longest_s, time.perf_counter() - begin)
+        self._longest_s *= 0.9
+        self.took(time.perf_counter() - begin)
         self.statistics.add(verdict)
         if verdict.path is None:
             raise ChunkRejected(str(verdict.rejection))
@@ -160,6 +161,10 @@ class Guarded:
         return Plan(
             chunk.retimed(path.poses_base_ee, path.gripper_values[1:], path.stamps_ns[1:]), path, motion
         )
+
+    def took(self, planning_s: float) -> None:
+        """Know how long (s) a plan took: the next paths begin late enough for that."""
+        self._longest_s = max(self._longest_s, planning_s)
 
     def adopt(self, plan: Plan) -> bool:
         """Follow a path from its beginning on; False where it no longer begins at what is commanded then."""

@@ -127,9 +127,18 @@ def study(
             outcomes are there already are not done again.
         document: Markdown file that gets each table between `<!-- study NAME -->` and `<!-- end -->`.
     """
-    from decoupled_policy_ros.training.study import insert_table, load_study, run_studies, write_results
+    from decoupled_policy_ros.training.study import (
+        insert_table,
+        load_study,
+        require_place,
+        run_studies,
+        write_results,
+    )
 
     studies = [load_study(path) for path in configs]
+    if document is not None:  # now, and not after a night of training
+        for each in studies:
+            require_place(document, each.name)
     results = results or out / 'results'
     cells = run_studies(studies, out, seeds or None, workers, results)
     for each in studies:

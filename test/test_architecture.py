@@ -39,7 +39,7 @@ ROS_MODULES = {
     'tf2_ros',
 }
 SIMULATORS = {'robosuite', 'mujoco'}
-HEAVY = {'matplotlib', 'sentence_transformers', 'transformers'}  # seconds of import, for some tasks only
+HEAVY = {'sentence_transformers', 'transformers'}  # seconds of import, for some tasks only
 PICKLING = {'pickle', 'cPickle', '_pickle', 'dill', 'cloudpickle', 'shelve', 'marshal', 'joblib'}
 EXECUTING_CALLS = {'eval', 'exec', 'compile', '__import__'}
 EXECUTING_ATTRIBUTES = {

@@ -17,7 +17,8 @@ from test_convert import CONTRACT, SETTINGS, beside, command, task_for
 
 from decoupled_policy_ros.data.conversion.bag import convert_bag
 from decoupled_policy_ros.data.conversion.convert import convert
-from decoupled_policy_ros.data.conversion.plan import ConvertSettings
+from decoupled_policy_ros.data.conversion.plan import ConvertSettings, make_plan
+from decoupled_policy_ros.data.datasets.dataset import Dataset
 from decoupled_policy_ros.data.parallel import Result
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.robot.description import robot_file
@@ -212,6 +213,44 @@ def test_a_damaged_episode_file(tmp_path):
     report = convert([bag, good], tmp_path / 'out', SETTINGS, workers=1, skip_bad=True)
     assert 'format 7 is not 1' in report['failed'][str(bag)]
     assert report['totals']['bags'] == 1
+
+
+@pytest.mark.parametrize(
+    ('field', 'reason'),
+    [
+        ({'robot': 'panda_sim'}, "robot is 'panda_sim'"),
+        ({'robot': {'description': 5}}, 'robot.description is 5'),
+        ({'instruction': 5}, 'instruction is 5'),
+        ({'success': 'yes'}, "success is 'yes'"),
+        ({'fingerprint': {}}, 'a fingerprint has the fields'),
+        ({'contract': []}, 'observation contract: needs the keys'),
+    ],
+)
+def test_an_episode_file_with_a_wrong_field_is_damaged(field, reason, tmp_path):
+    bag, good = bag_with(tmp_path), write_bag(tmp_path / 'good', SHORT.messages())
+    (bag / 'episode.json').write_text(json.dumps({'format': 1, **field}))
+    with pytest.raises(DatasetError, match=r'episode\.json is damaged: ' + reason):
+        make_plan([bag, good], SETTINGS)
+    plan = make_plan([bag, good], SETTINGS, skip_bad=True)
+    assert [planned.problem is None for planned in plan.bags] == [True, False]
+
+
+def test_a_part_of_a_recording_that_can_no_longer_be_converted_is_not_taken_up(tmp_path):
+    """Its instruction came by an option that is not given any more: it fails, and is in no dataset."""
+    first, second = (write_bag(tmp_path / name, SHORT.messages()) for name in ('first', 'second'))
+    damaged = bag_with(tmp_path)
+    (damaged / 'episode.json').write_text(json.dumps({'format': 1, 'instruction': 'lift'}))
+    (second / 'episode.json').write_text(json.dumps({'format': 1, 'instruction': 'lift'}))
+    cut = next(damaged.glob('*.mcap'))
+    cut.write_bytes(cut.read_bytes()[:2000])
+    out = tmp_path / 'out'
+    with pytest.raises(DatasetError, match='finished recordings are kept'):
+        convert([first, damaged], out, SETTINGS, workers=1)
+    report = convert(
+        [first, second, damaged], out, replace(SETTINGS, instruction=None), workers=1, skip_bad=True
+    )
+    assert 'give --instruction' in report['failed'][str(first)] and report['totals']['bags'] == 1
+    assert Dataset.open(out).tasks == ['lift']
 
 
 def limit_files() -> None:

@@ -376,6 +376,10 @@ def test_the_benchmarks_are_these_and_no_others():
     assert benchmarks.common_protocol(['lift', 'stack']) == benchmarks.Protocol('last', 50, 0, 10, None)
     with pytest.raises(ConfigError, match=r'mimicgen/stack_d1 and libero_10/0 can not be evaluated at once'):
         benchmarks.common_protocol(['mimicgen/stack_d1', 'libero_10/0'])
+    benchmarks.require_scenes('libero_10/0', range(50))
+    benchmarks.require_scenes('mimicgen/stack_d1', range(100_000, 100_100))
+    with pytest.raises(ConfigError, match=r'libero_10/0 has the fixed starts 0 to 49, got scenes 1 to 50'):
+        benchmarks.require_scenes('libero_10/0', range(1, 51))
     for unknown in ('mimicgen/juggle', 'libero_90/1', 'libero_goal/10', 'libero_goal/'):
         with pytest.raises(SimulationError, match=r'mimicgen/stack_d1.*libero_spatial/0\.\.9'):
             sim_task(unknown)

@@ -251,6 +251,7 @@ def test_a_policy_that_observes_something_else_is_refused_before_an_episode(tmp_
         (['--policy', '--task', 'lift'], 'of 0 policies'),
         (['--policy', 'lift', '--task'], 'no task can not be evaluated'),
         (['--policy', 'lift', '--task', 'lift', '--episodes', '0'], 'episodes must be at least 1, got 0'),
+        (['--policy', 'lift', '--task', 'lift', '--seed', '-1'], 'a seed is at least 0, got scenes -1 to 48'),
         (['--policy', 'lift', '--task', 'lift', '--lanes', '0'], 'lanes must be at least 1'),
         (
             ['--policy', 'lift', '--task', 'lift', '--workers', '0'],

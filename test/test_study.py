@@ -18,7 +18,13 @@ from decoupled_policy_ros.policy.checkpoint import find_model, read_header, save
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.training.network import DEFAULT_BACKBONE, new_backbone
-from decoupled_policy_ros.training.study import insert_table, load_study, run_studies, write_results
+from decoupled_policy_ros.training.study import (
+    insert_table,
+    load_study,
+    require_place,
+    run_studies,
+    write_results,
+)
 from decoupled_policy_ros.training.study.config import merged
 from decoupled_policy_ros.training.study.job_kinds import Cell, DemonstrationsJob, Stage1Job, _begin
 from decoupled_policy_ros.training.study.jobs import plan
@@ -225,6 +231,27 @@ def test_a_run_that_fails_is_not_tried_by_another_process(tmp_path, capfd):
             },
             "given / decoupled: sampler 'euler'",
         ),
+        *(
+            (
+                {
+                    'backbones': {'named': {**named, 'stage2': {'backbone': 'dp_mixer_panda'}}},
+                    'recipes': {'decoupled': {'train': 'decoupled'}},
+                },
+                message,
+            )
+            for named, message in (
+                (
+                    {'backbone': SMALL},
+                    "backbone is 'dp_mlp', but the finished .* 'dp_mixer_panda' has 'dp_mixer'",
+                ),
+                ({'conditioning': {'kind': 'adaln_zero'}}, "conditioning is 'adaln_zero', but .* has 'film'"),
+                (
+                    {'objective': {'prediction': 'sample'}},
+                    "objective is .*'sample'.*, but .* has .*'epsilon'",
+                ),
+            )
+        ),
+        ({'tasks': {'libero_goal/3': {'dataset': 'x'}}, 'rollouts': {'seed': 9}}, 'got scenes 9 to 58'),
         (
             {
                 'stage2': {
@@ -411,6 +438,11 @@ def test_the_studies_of_the_package_can_be_planned(path, tmp_path):
     assert len(cells) == len(study.tasks) * len(study.backbones) * len(study.recipes) * len(study.seeds)
 
 
+def test_each_study_of_the_package_has_its_place_in_the_document():
+    for path in (ROOT / 'config' / 'studies').glob('*.yaml'):
+        require_place(ROOT / 'docs' / 'evidence.md', load_study(path).name)
+
+
 def test_sections_merge_and_lists_are_replaced():
     assert merged({'a': {'b': 1, 'c': [1]}}, {'a': {'c': [2]}}, {'d': 3, 'e': 4}, {'e': None}) == {
         'a': {'b': 1, 'c': [2]},
@@ -418,7 +450,15 @@ def test_sections_merge_and_lists_are_replaced():
     }
 
 
-def test_a_document_without_a_place_for_the_table_is_refused(tmp_path):
+def test_a_document_without_a_place_for_the_table_is_refused(tmp_path, monkeypatch):
     (tmp_path / 'a.md').write_text('nothing\n')
     with pytest.raises(ConfigError, match='<!-- study small -->'):
         insert_table(tmp_path / 'a.md', 'small', 'x')
+    with pytest.raises(ConfigError, match=r'b\.md can not be read: '):
+        insert_table(tmp_path / 'b.md', 'small', 'x')
+    config = study_file(tmp_path / 'small.yaml', tmp_path / 'demos')
+    arguments = ['--out', str(tmp_path / 'out'), '--document', str(tmp_path / 'a.md')]
+    monkeypatch.setattr(sys, 'argv', ['decoupled-policy', 'study', str(config), *arguments])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert not (tmp_path / 'out').exists()  # refused before anything is trained

@@ -65,7 +65,7 @@ MIMICGEN = {
     'mug_cleanup_d1': ('MugCleanup_D1', 845, 'put the mug into the drawer and close the drawer'),
 }
 LIBERO_STEPS = {'libero_spatial': 280, 'libero_object': 280, 'libero_goal': 300, 'libero_10': 520}
-LIBERO_TASKS = 10
+LIBERO_TASKS, LIBERO_STARTS = 10, 50
 
 
 def protocol(name: str) -> Protocol:
@@ -79,6 +79,18 @@ def protocol(name: str) -> Protocol:
         return OWN_PROTOCOL
     suite, _ = _split(name)
     return MIMICGEN_PROTOCOL if suite == 'mimicgen' else LIBERO_PROTOCOL
+
+
+def require_scenes(name: str, seeds: range) -> None:
+    """Refuse scenes that there are not: LIBERO evaluates a task from fixed starts, and from no others.
+
+    Raises:
+        ConfigError: a seed below 0, or one that is no fixed start.
+    """
+    fixed = name.partition('/')[0] in LIBERO_STEPS
+    if seeds.start < 0 or (fixed and seeds.stop > LIBERO_STARTS):
+        valid = f'{name} has the fixed starts 0 to {LIBERO_STARTS - 1}' if fixed else 'a seed is at least 0'
+        raise ConfigError(f'{valid}, got scenes {seeds.start} to {seeds.stop - 1}')
 
 
 def common_protocol(names: Sequence[str]) -> Protocol:

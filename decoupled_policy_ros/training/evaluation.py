@@ -20,6 +20,7 @@ from decoupled_policy_ros.data.parallel import run_tasks
 from decoupled_policy_ros.errors import ConfigError, EvaluationError
 from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy.checkpoint import read_header
+from decoupled_policy_ros.sim.benchmarks import require_scenes
 from decoupled_policy_ros.training.rollout import (
     LANES,
     Arms,
@@ -130,6 +131,8 @@ def evaluate_all(
         raise ConfigError(f'workers and lanes must be at least 1, got {workers} and {lanes}')
     workers = workers or len(os.sched_getaffinity(0))
     seeds = range(seed, seed + episodes)
+    for spec in specs:
+        require_scenes(spec.task, seeds)
     if video is not None:
         _film(specs[0], seeds[:FILMED_EPISODES], video)
     alone = workers == 1 and ray is None

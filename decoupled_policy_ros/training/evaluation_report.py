@@ -7,17 +7,14 @@ import html
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from decoupled_policy_ros.files import write_json, write_whole
 from decoupled_policy_ros.policy.checkpoint import find_model
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 Report = Mapping[str, Any]
 
@@ -208,7 +205,7 @@ def _protocol(evaluation: Report) -> list[list[str]]:
             report['task_sha256'][:12],
             report['backbone_sha256'][:12],
             f'{report["seed"]} to {report["seed"] + report["episodes"] - 1}',
-            str(report['denoising_steps']),
+            ' '.join(filter(None, [str(report['denoising_steps']), report.get('sampler')])),
             report['instruction'] or '-',
         ]
         for report in evaluation['reports']
@@ -301,8 +298,6 @@ def _panels(
 
 
 def _figure(width_in: float, height_in: float) -> Figure:
-    from matplotlib.figure import Figure  # here, for most who import this module do not draw
-
     return Figure(figsize=(width_in, height_in), layout='constrained')
 
 

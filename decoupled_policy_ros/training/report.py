@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from pydantic import BaseModel
 
 from decoupled_policy_ros.files import write_json
@@ -13,8 +14,6 @@ from decoupled_policy_ros.training.loop import Trainer
 
 def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, result: dict) -> None:
     """Write `out`/run.json (configuration, result, losses) and `out`/loss.png."""
-    from matplotlib.figure import Figure  # here, for most who import this module do not draw
-
     run = {
         'stage': stage,
         'config': config.model_dump(mode='json'),

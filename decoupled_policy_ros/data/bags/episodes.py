@@ -34,6 +34,10 @@ PROGRESS_FILE = 'progress.json'
 RESERVE_FILE = 'reserve'
 DISCARDED = '.discarded'
 FORMAT = 1
+#: What is in an episode.json, where it is.
+FIELDS = {
+    'robot': dict, 'robot.name': str, 'robot.description': str, 'instruction': str, 'success': bool, 'topics': dict,
+}  # fmt: skip
 PARTIAL = re.compile(r'\.episode_(\d{6,})\.partial')
 _EPISODE = re.compile(r'episode_(\d{6,})')
 _RESERVE_BYTES = 2**20
@@ -231,7 +235,7 @@ def read_episode(folder: Path) -> dict[str, Any] | None:
     """Content of a folder's episode.json; None where there is none, as in a bag of another recorder.
 
     Raises:
-        DatasetError: it is no JSON object, or of a later format.
+        DatasetError: it is no JSON object, of a later format, or has a field of another type.
     """
     path = folder / EPISODE_FILE
     if not path.is_file():
@@ -243,6 +247,15 @@ def read_episode(folder: Path) -> dict[str, Any] | None:
     if not isinstance(values, dict) or values.get('format') != FORMAT:
         found = values.get('format') if isinstance(values, dict) else type(values).__name__
         raise DatasetError(f'{path}: format {found!r} is not {FORMAT}, the one that is known here')
+    robot = values.get('robot')
+    fields = (
+        values | {f'robot.{name}': value for name, value in robot.items()}
+        if isinstance(robot, dict)
+        else values
+    )
+    for name, kind in FIELDS.items():
+        if not isinstance(fields.get(name), kind | None):
+            raise DatasetError(f'{path} is damaged: {name} is {fields[name]!r}')
     return values
 
 

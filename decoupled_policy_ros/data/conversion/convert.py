@@ -116,7 +116,7 @@ class _Work:
             for part in self.folder.glob('bags/*.part-*'):
                 shutil.rmtree(part, ignore_errors=True)
             for bag in self.plan.bags:
-                record = self._finished(bag)
+                record = None if bag.problem is not None else self._finished(bag)
                 if record is not None:
                     self.records[bag.key] = record
         except BaseException:

@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from decoupled_policy_ros.data.bags.episodes import PARTIAL, read_episode
-from decoupled_policy_ros.data.bags.reader import BagSummary, bag_summary, is_bag
+from decoupled_policy_ros.data.bags.reader import BagSummary, bag_summary
 from decoupled_policy_ros.data.conversion.intake import absolute
+from decoupled_policy_ros.data.conversion.recordings import episodes_of, expand
 from decoupled_policy_ros.data.datasets.spec import ACTION_KINDS, IMAGE_FORMATS, DatasetSpec
 from decoupled_policy_ros.errors import ConfigError, DatasetError, DecoupledPolicyError, FingerprintMismatch
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
@@ -150,8 +150,8 @@ def make_plan(paths: Sequence[str | Path], settings: ConvertSettings, skip_bad: 
         FingerprintMismatch: a recording is of another arm; the message has both values.
         RobotDescriptionError: the robot can't be loaded.
     """
-    found, left_out = _expand([Path(path) for path in paths])
-    episodes, damaged = _episodes(found)
+    found, left_out = expand([Path(path) for path in paths])
+    episodes, damaged = episodes_of(found)
     if damaged and (not skip_bad or not episodes):
         raise DatasetError(next(iter(damaged.values())))
     robot = _robot(settings.robot, episodes)
@@ -170,42 +170,6 @@ def make_plan(paths: Sequence[str | Path], settings: ConvertSettings, skip_bad: 
     sizes = contract.picture_sizes
     spec = DatasetSpec.of(robot, contract.rate_hz, sizes, None, settings.images, action, gripper_source)
     return Plan(bags, left_out, contract, spec, settings)
-
-
-def _expand(paths: list[Path]) -> tuple[list[Path], list[str]]:
-    """Recordings in the order given, those of a folder of recordings sorted; and what is unfinished there."""
-    found: list[Path] = []
-    left_out: list[str] = []
-    for path in paths:
-        if is_bag(path) or not path.is_dir() or any(path.glob('*.mcap')) or any(path.glob('*.db3')):
-            found.append(path)  # what is no bag after all is refused when it is opened
-            continue
-        inside = sorted(entry for entry in path.iterdir() if is_bag(entry) and not entry.name.startswith('.'))
-        partial = [entry for entry in path.iterdir() if PARTIAL.fullmatch(entry.name)]
-        left_out += [f'{entry}: unfinished; `decoupled-policy recover` completes it' for entry in partial]
-        if not inside:
-            hint = '; it has unfinished episodes: see `decoupled-policy recover`' if partial else ''
-            raise DatasetError(f'{path} is no bag and has none in it{hint}')
-        found += inside
-    places = [path.resolve() for path in found]
-    twice = sorted({str(path) for path, place in zip(found, places, strict=True) if places.count(place) > 1})
-    if twice:
-        raise DatasetError(f'{", ".join(twice)}: the same recording is given twice')
-    return found, left_out
-
-
-def _episodes(found: list[Path]) -> tuple[dict[Path, dict[str, Any]], dict[Path, str]]:
-    """What is written beside each recording, and the problems of those where that is damaged."""
-    episodes: dict[Path, dict[str, Any]] = {}
-    damaged: dict[Path, str] = {}
-    for path in found:
-        if not path.exists():
-            raise DatasetError(f'{path} does not exist; expected a rosbag2 folder, or an .mcap or .db3 file')
-        try:
-            episodes[path] = read_episode(path if path.is_dir() else path.parent) or {}
-        except DatasetError as error:
-            damaged[path] = str(error)
-    return episodes, damaged
 
 
 def _robot(name: str, episodes: dict[Path, dict[str, Any]]) -> RobotDescription:

@@ -1,7 +1,8 @@
 """The jobs of a study: demonstrations, a backbone from motion, and a cell, each in a folder of its own.
 
 The name of a folder says by which settings it is made; what it is made of, demonstrations and a backbone that go by
-their names, can be made anew under the same names. So a folder says that too, in its `made_of.json`.
+their names, can be made anew under the same names. So a folder says how many demonstrations and which finished
+backbone, in its `made_of.json`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from decoupled_policy_ros.errors import CheckpointError, ConfigError, DecoupledP
 from decoupled_policy_ros.policy.checkpoint import find_model, read_header
 from decoupled_policy_ros.policy.sampling import Sampler, make_schedule
 from decoupled_policy_ros.policy.schedule import ScheduleConfig
-from decoupled_policy_ros.sim.benchmarks import OWN_PROTOCOL, protocol
+from decoupled_policy_ros.sim.benchmarks import OWN_PROTOCOL, protocol, require_scenes
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, validated
 from decoupled_policy_ros.training.network import DEFAULT_BACKBONE
 from decoupled_policy_ros.training.study.config import (
@@ -140,7 +140,7 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
         isinstance(config.backbone, str) and stage1 is None,
     )
     with _at(where):
-        _require_evaluable(cell, None if stage1 is None else stage1.config.objective)
+        _require_evaluable(cell, network, None if stage1 is None else stage1.config.objective)
     return [*needed, cell]
 
 
@@ -153,8 +153,8 @@ def _at(where: str) -> Iterator[None]:
         raise ConfigError(f'{where}: {error}') from error
 
 
-def _require_evaluable(cell: Cell, of_stage1: ScheduleConfig | None) -> None:
-    """Refuse now what an evaluation would refuse once the policy is trained."""
+def _require_evaluable(cell: Cell, network: Values, of_stage1: ScheduleConfig | None) -> None:
+    """Refuse now what an evaluation would refuse once the policy is trained, and a backbone that is another's."""
     validation, rollouts, frozen = cell.config.validation, cell.rollouts, cell.config.backbone
     if validation is not None and validation.task is not None:
         protocol(validation.task)
@@ -165,8 +165,28 @@ def _require_evaluable(cell: Cell, of_stage1: ScheduleConfig | None) -> None:
     objective = of_stage1 or cell.config.objective or ScheduleConfig()
     if cell.finished_backbone:
         with suppress(CheckpointError):  # it may still be made
-            objective = ScheduleConfig(**read_header(find_model('backbones', str(frozen)))['schedule'])
+            header = read_header(find_model('backbones', str(frozen)))
+            objective = ScheduleConfig(**header['schedule'])
+            _require_chosen(network, header)
+    require_scenes(cell.task, range(rollouts.seed, rollouts.seed + rollouts.episodes))
     Sampler(make_schedule(objective), rollouts.denoising_steps, rollouts.sampler)
+
+
+def _require_chosen(network: Values, header: Values) -> None:
+    """Refuse a finished backbone that is not what the row of the table is called after."""
+    finished = {'backbone': header['network']['kind'], 'conditioning': header['conditioning']['kind']}
+    for name, kind in finished.items():
+        chosen = network.get(name, {}).get('kind', kind)
+        if chosen != kind:
+            raise ConfigError(
+                f'{name} is {chosen!r}, but the finished backbone {header["name"]!r} has {kind!r}'
+            )
+    schedule = ScheduleConfig(**header['schedule'])
+    objective = ScheduleConfig(**network['objective']) if 'objective' in network else schedule
+    if objective != schedule:
+        raise ConfigError(
+            f'objective is {objective.to_dict()}, but the finished backbone {header["name"]!r} has {schedule.to_dict()}'
+        )
 
 
 def _stage1_job(study: StudyConfig, values: Values, where: str, out: Path) -> Stage1Job:

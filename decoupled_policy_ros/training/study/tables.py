@@ -159,12 +159,30 @@ def insert_table(document: Path, name: str, text: str) -> None:
     """Put a table into a document, between `<!-- study NAME -->` and `<!-- end -->`.
 
     Raises:
-        ConfigError: no such place in the document.
+        ConfigError: no such document, or no such place in it.
     """
-    content = document.read_text(encoding='utf-8')
+    place, content = _place_in(document, name)
+    write_whole(document, place.sub(lambda found: f'{found[1]}{text}{found[2]}', content).encode())
+
+
+def require_place(document: Path, name: str) -> None:
+    """Refuse a document that has no place for a study's table.
+
+    Raises:
+        ConfigError: see `insert_table`.
+    """
+    _place_in(document, name)
+
+
+def _place_in(document: Path, name: str) -> tuple[re.Pattern[str], str]:
+    """What finds the place of a study's table, and the document."""
+    try:
+        content = document.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f'{document} can not be read: {error}') from error
     place = re.compile(rf'(<!-- study {re.escape(name)} -->\n).*?(<!-- end -->)', re.DOTALL)
     if not place.search(content):
         raise ConfigError(
             f'{document} has no lines `<!-- study {name} -->` and `<!-- end -->` to put a table between'
         )
-    write_whole(document, place.sub(lambda found: f'{found[1]}{text}{found[2]}', content).encode())
+    return place, content

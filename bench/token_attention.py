@@ -99,6 +99,7 @@ class Stage1Run:
         return shares
 
 
+@torch.no_grad()
 def own_share(attention: Attention, x: Tensor, source: Tensor) -> float:
     """Mean share of frame i's token in the weight that waypoint i gives all frames' tokens.
 

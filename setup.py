@@ -58,6 +58,7 @@ setup(
     zip_safe=False,
     # ROS's own packages (cv_bridge, ros2_numpy, launch, ...) are in package.xml: PyPI's namesakes are not them.
     install_requires=[
+        'filelock>=3',
         'mcap>=1.6',
         'numpy>=1.26,<2.3',
         'opencv-python',
@@ -75,7 +76,7 @@ setup(
         # What a ROS installation has (rosdep installs its Pinocchio), as wheels for a machine without one.
         # Pinocchio's wheels ask for NumPy 2, ROS's compiled packages on Ubuntu 24.04 for NumPy 1.26.
         'ros': [
-            'pin>=3',
+            'pin>=3.4',  # the first that was tried with coal, which finds collisions
             'ros-jazzy-ament-index-python',
             'ros-jazzy-common-interfaces',
             'ros-jazzy-lifecycle-msgs',

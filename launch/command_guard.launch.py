@@ -1,7 +1,8 @@
 """The command guard between whoever publishes target_pose_in and the arm.
 
-For example a person:    ros2 launch decoupled_policy_ros command_guard.launch.py robot:=fr3
-                         ros2 run decoupled_policy_ros teleop_node --ros-args -p robot:=fr3 -r target_pose:=target_pose_in
+For example a person:
+    ros2 launch decoupled_policy_ros command_guard.launch.py robot:=fr3
+    ros2 run decoupled_policy_ros teleop_node --ros-args -p robot:=fr3 -r target_pose:=target_pose_in
 """
 
 from launch import LaunchDescription

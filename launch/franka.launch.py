@@ -15,8 +15,10 @@ from launch.actions import (
     GroupAction,
     IncludeLaunchDescription,
     OpaqueFunction,
+    RegisterEventHandler,
 )
 from launch.conditions import IfCondition
+from launch.event_handlers import OnProcessExit
 from launch.launch_description_entity import LaunchDescriptionEntity
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
@@ -150,7 +152,8 @@ def policy(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         return [node]
     server = '/'.join(['', *filter(None, asked['namespace'].split('/')), 'action_server/error_recovery'])
     goal = ['ros2', 'action', 'send_goal', server, 'franka_msgs/action/ErrorRecovery', '{}']
-    return [ExecuteProcess(cmd=goal, output='screen'), node]
+    recovery = ExecuteProcess(cmd=goal, output='screen')
+    return [RegisterEventHandler(OnProcessExit(target_action=recovery, on_exit=[node])), recovery]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -32,7 +32,9 @@ def rviz(context: LaunchContext) -> list[Node]:
     """RViz with the robot's base as fixed frame, and its camera topics in place of the ones in policy.rviz."""
     config = Path(FindPackageShare('decoupled_policy_ros').perform(context)) / 'config'
     robot, display = (context.launch_configurations[name] for name in ('robot', 'display'))
-    file = Path(robot) if robot.endswith(('.yaml', '.yml')) else config / 'robots' / f'{robot}.yaml'
+    file = (
+        Path(robot).expanduser() if robot.endswith(('.yaml', '.yml')) else config / 'robots' / f'{robot}.yaml'
+    )
     if not file.is_file():  # launch prints an exception as one line
         known = ', '.join(sorted(path.stem for path in (config / 'robots').glob('*.yaml')))
         raise RuntimeError(f'no robot {robot!r}: give a path to a .yaml file or one of {known}')

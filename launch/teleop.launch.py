@@ -3,8 +3,8 @@
 With a gamepad, in simulation:  ros2 launch decoupled_policy_ros teleop.launch.py use_sim:=true
 With a gamepad, on an arm:      ros2 launch decoupled_policy_ros teleop.launch.py robot:=fr3 instruction:='...'
 With a keyboard: add device:=keyboard here, which leaves the operator out, and give it a terminal of its own:
-                                ros2 run decoupled_policy_ros teleop_node --ros-args -p device:=keyboard
-(and -p use_sim_time:=true -p lockstep:=true where the arm is simulated).
+                                ros2 run decoupled_policy_ros teleop_node --ros-args -p device:=keyboard -p robot:=fr3
+(and -p use_sim_time:=true -p lockstep:=true where the arm is simulated, -r __ns:=/left where it has a namespace).
 """
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory

@@ -20,7 +20,7 @@ from decoupled_policy_ros.policy import (
     save_backbone,
     save_task,
 )
-from decoupled_policy_ros.policy.checkpoint import summarise_task
+from decoupled_policy_ros.policy.checkpoint import find_model, summarise_task
 from decoupled_policy_ros.policy.model_files import identity
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
@@ -230,3 +230,12 @@ def test_a_task_that_executes_more_than_a_chunk_has_is_refused(small_backbone, i
     longest = small_backbone.denoiser.horizon - image_contract.n_obs_steps + 1
     with pytest.raises(ConfigError, match=f'n_execute is {n_execute}, .* 1 to {longest} can be executed'):
         Task(image_contract, small_backbone, {'base_channels': 16}, n_execute=n_execute)
+
+
+def test_a_model_in_the_home_folder_is_found_by_its_tilde(tmp_path, monkeypatch):
+    """A shell leaves task:=~/mine alone."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'mine').mkdir()
+    assert find_model('tasks', '~/mine') == (tmp_path / 'mine').resolve()
+    with pytest.raises(CheckpointError, match="'~nobody-of-this-name/mine' is neither a folder nor a model"):
+        find_model('tasks', '~nobody-of-this-name/mine')

@@ -146,7 +146,8 @@ def test_demo_without_a_task_ends_with_its_reason(tmp_path):
         run_demo('juggle', episodes=1, out=tmp_path / 'demo')
 
 
-def test_an_interrupted_demo_leaves_no_process(task_folder, tmp_path):
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupted_demo_leaves_no_process(how, task_folder, tmp_path):
     out = tmp_path / 'demo'
     command = [
         sys.executable,
@@ -171,7 +172,7 @@ def test_an_interrupted_demo_leaves_no_process(task_folder, tmp_path):
         assert demo.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    demo.send_signal(signal.SIGINT)
+    demo.send_signal(how)
     output, _ = demo.communicate(timeout=90)
     assert demo.returncode == 130
     assert 'Traceback' not in output

@@ -260,8 +260,10 @@ def test_franka_is_a_dry_run_unless_it_is_plainly_told_not_to_be(repository, mon
         'launch': ['LaunchContext', 'LaunchDescription'],
         'launch.actions': [
             'DeclareLaunchArgument', 'ExecuteProcess', 'GroupAction', 'IncludeLaunchDescription', 'OpaqueFunction',
+            'RegisterEventHandler',
         ],
         'launch.conditions': ['IfCondition'],
+        'launch.event_handlers': ['OnProcessExit'],
         'launch.launch_description_entity': ['LaunchDescriptionEntity'],
         'launch.launch_description_sources': ['PythonLaunchDescriptionSource'],
         'launch.substitutions': ['LaunchConfiguration', 'PathJoinSubstitution'],
@@ -274,10 +276,12 @@ def test_franka_is_a_dry_run_unless_it_is_plainly_told_not_to_be(repository, mon
 
     def launched(**asked):
         arguments = {**defaults(repository, 'franka'), 'params_file': 'x.yaml', **asked}
-        return [x.options for x in policy(SimpleNamespace(launch_configurations=arguments))]
+        return policy(SimpleNamespace(launch_configurations=arguments))
 
     def parameters(node):
-        return {k: v for part in node['parameters'] if isinstance(part, dict) for k, v in part.items()}
+        return {
+            k: v for part in node.options['parameters'] if isinstance(part, dict) for k, v in part.items()
+        }
 
     (node,) = launched()
     assert parameters(node)['output'] == 'none'
@@ -286,9 +290,12 @@ def test_franka_is_a_dry_run_unless_it_is_plainly_told_not_to_be(repository, mon
     (node,) = launched(dry_run='False', joint_states='franka/joint_states')
     chosen = parameters(node)
     assert (chosen['output'], chosen['gripper'], chosen['guard']) == ('joint_trajectory', 'action', True)
-    assert node['remappings'] == [('joint_states', 'franka/joint_states')]
+    assert node.options['remappings'] == [('joint_states', 'franka/joint_states')]
     with pytest.raises(RuntimeError, match="dry_run must be true or false, got 'flase'"):
         launched(dry_run='flase')
     for namespace, server in ('', '/action_server'), ('/left/', '/left/action_server'):
-        recovery, _ = launched(recover='true', namespace=namespace)
-        assert recovery['cmd'][3] == f'{server}/error_recovery'
+        handler, recovery = launched(recover='true', namespace=namespace)
+        assert recovery.options['cmd'][3] == f'{server}/error_recovery'
+        (after,) = handler.args  # first the arm recovers, then the policy starts
+        assert after.options['target_action'] is recovery
+        assert [parameters(node)['output'] for node in after.options['on_exit']] == ['none']

@@ -1,9 +1,12 @@
 """Ctrl-C asks a node to end; it interrupts no code, compiled code least of all. What can't begin says so in a line."""
 
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from decoupled_policy_ros.nodes.signals import ending
 
 NODE = """
 import os, signal, sys, threading, time
@@ -13,7 +16,7 @@ from decoupled_policy_ros.nodes.common import read_robot, spin_main
 
 def pressed_twice():
     for _ in range(2):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
         time.sleep(0.05)
     print('uninterrupted', flush=True)
 
@@ -55,17 +58,28 @@ raise SystemExit(spin_main(Interrupted))
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ('when', 'said'),
+    ('when', 'how', 'said'),
     [
-        ('importing', ['uninterrupted']),
-        ('starting', ['uninterrupted']),
-        ('waiting', ['uninterrupted']),
-        ('spinning', ['uninterrupted', 'rested', 'destroyed']),
+        ('importing', 'SIGINT', ['uninterrupted']),
+        ('starting', 'SIGINT', ['uninterrupted']),
+        ('waiting', 'SIGINT', ['uninterrupted']),
+        ('spinning', 'SIGINT', ['uninterrupted', 'rested', 'destroyed']),
+        ('spinning', 'SIGTERM', ['uninterrupted', 'rested', 'destroyed']),
+        ('spinning', 'SIGHUP', ['uninterrupted', 'rested', 'destroyed']),  # the terminal is gone
     ],
 )
-def test_ctrl_c_ends_a_node_and_interrupts_nothing(when, said):
-    done = subprocess.run([sys.executable, '-c', NODE, when], capture_output=True, text=True, timeout=60)
+def test_what_ends_a_node_interrupts_nothing(when, how, said):
+    done = subprocess.run([sys.executable, '-c', NODE, when, how], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, said, '')
+
+
+def test_nohup_keeps_a_node_running_without_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert ending() == (signal.SIGINT, signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in ending()
 
 
 AGAIN = """
@@ -124,12 +138,17 @@ def test_an_idle_node_ends_even_if_it_wakes_before_its_context_is_shut_down():
         (
             'command_guard_node',
             ['-p', "input_topic:='a b'"],
-            "other than alphanumerics, '_', '~', '{', or '}': 'a b'",
+            "topic 'a b': topic name must not contain",
         ),
         (
             'command_guard_node',
             ['-p', "input_topic:='{arm}/pose'"],
-            "topic name '{arm}/pose' is invalid: unknown substitution: {arm}",
+            "topic '{arm}/pose': unknown substitution: {arm}",
+        ),
+        (
+            'command_guard_node',
+            ['-p', 'input_topic:=there', '-r', 'there:=target_pose'],
+            "'there' is /target_pose, on which this node commands the arm",
         ),
         ('teleop_node', ['-p', "recorder:='{arm}/recorder'"], 'unknown substitution: {arm}'),
         ('teleop_node', ['-p', "recorder:='a//b'"], "must not contain repeated '/': '/a//b/start'"),

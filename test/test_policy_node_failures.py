@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -141,7 +142,7 @@ def test_after_a_failure_enable_says_what_to_do(rclpy_context, task_folder):
         assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
         assert enable(node, True).success
         show_until(node, FOLLOWING)
-        for publisher in (node.outputs._trajectory, node.outputs._target_pose):
+        for publisher in node.outputs._publishers:
             publisher.handle.destroy_when_not_in_use()  # the middleware takes nothing any more
         show_until(node, FAILED)
         for wanted in (True, False):
@@ -203,9 +204,14 @@ def test_a_configure_that_fails_leaves_no_subscription_behind(rclpy_context, tas
         node.destroy_node()
 
 
-def test_a_configure_that_fails_leaves_no_publisher_behind(rclpy_context, task_folder, monkeypatch):
+@pytest.mark.parametrize('wrong', ['action', 'topic'])
+def test_a_configure_that_fails_leaves_no_publisher_behind(
+    rclpy_context, task_folder, tmp_path, monkeypatch, wrong
+):
     monkeypatch.setitem(sys.modules, 'control_msgs', None)
-    overrides = {'task': str(task_folder), 'output': 'joint_trajectory', 'gripper': 'action'}
+    overrides = {'task': str(task_folder), 'output': 'both', 'gripper': wrong}
+    if wrong == 'topic':  # there is none of that name, which is found after other publishers are made
+        overrides['robot'] = robot_with(tmp_path, 'topics', {'target_pose': 'target pose'})
     node = PolicyNode(
         context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
     )
@@ -217,10 +223,10 @@ def test_a_configure_that_fails_leaves_no_publisher_behind(rclpy_context, task_f
         node.destroy_node()
 
 
-def robot_with_camera_topic(folder: Path, topic: str) -> str:
-    """panda_sim's file with another topic of a camera."""
+def robot_with(folder: Path, section: str, values: dict) -> str:
+    """panda_sim's file with other values in a section."""
     description = yaml.safe_load(robot_file('panda_sim').read_text())
-    description['cameras']['wrist']['topic'] = topic
+    description[section] |= values
     file = folder / 'robot.yaml'
     file.write_text(yaml.safe_dump(description))
     return str(file)
@@ -237,7 +243,10 @@ def test_a_configure_that_cannot_be_says_so_in_one_line(
     rclpy_context, task_folder, tmp_path, capfd, parameter, reason
 ):
     value = {
-        'guard_file': '/nowhere/guard.yaml', 'robot': robot_with_camera_topic(tmp_path, 'wrist camera')
+        'guard_file': '/nowhere/guard.yaml',
+        'robot': robot_with(
+            tmp_path, 'cameras', {'wrist': {'topic': 'wrist camera', 'frame': 'wrist'}}
+        ),
     }[parameter]  # fmt: skip
     overrides = {'task': str(task_folder), 'guard': False, parameter: value}
     node = PolicyNode(
@@ -247,6 +256,12 @@ def test_a_configure_that_cannot_be_says_so_in_one_line(
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
         logged = capfd.readouterr().err
         assert f'on_configure failed: {reason}' in logged and 'Traceback' not in logged
+        said = []
+        node._diagnostics = SimpleNamespace(publish=said.append)
+        node._publish_diagnostics()  # the next second's, and those after it
+        status = said[0].status[0]
+        assert status.level == DiagnosticStatus.ERROR
+        assert status.message.startswith(f'failed: on_configure failed: {reason}')
     finally:
         node.destroy_node()
 
@@ -301,7 +316,9 @@ def test_only_a_clock_that_stood_between_two_looks_is_said_to_stand(in_simulated
 @pytest.mark.parametrize('state', [GAVE_WAY, FAILED, NEEDS_HELP, DISABLED])
 def test_a_clock_that_stands_hides_no_state_that_it_does_not_explain(in_simulated_time, state):
     node, said = in_simulated_time
-    node.loop._commander.set_state(state, 'for a reason')
+    with node.loop._lock:
+        node.loop._enabled = False  # its thread says no other state then
+        node.loop._commander.set_state(state, 'for a reason')
     look_at_clock(node, 1.0, 1.0)
     assert said == [f'{state}: for a reason'] * 4
 

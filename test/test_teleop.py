@@ -298,12 +298,23 @@ class TestOperator:
         pad.tick()
         np.testing.assert_array_equal(pad.tick(1, FORWARD, (DEADMAN,)).pose_base_ee[:3, 3], [0.3, 0.3, 0.3])
 
-    def test_disabled_means_no_commands_at_once(self):
+    def test_disabled_means_no_commands_once_the_target_has_come_to_rest(self):
         pad = Pad()
         pad.tick()
         pad.tick(10, FORWARD, (DEADMAN,))
+        moved_m_s = pad.teleop.integrator.linear_m_s[0]
+        pad.teleop.enable(True)  # as it is
+        assert (
+            pad.tick(1, FORWARD, (DEADMAN,)) is not None and pad.teleop.integrator.linear_m_s[0] > moved_m_s
+        )
         pad.teleop.enable(False)
-        assert pad.tick(5, FORWARD, (DEADMAN,)) is None
+        assert (pad.teleop.state, pad.teleop.reason) == ('holding', 'coming to rest')
+        poses = [pad.tick(1, FORWARD, (DEADMAN,)) for _ in range(40)]
+        positions_m = np.array([command.pose_base_ee[:3, 3] for command in poses if command is not None])
+        assert poses[-1] is None and pad.teleop.state == 'disabled'
+        changes_m_s2 = np.diff(positions_m, 2, axis=0) / 0.02**2
+        assert np.linalg.norm(changes_m_s2, axis=1).max() <= pad.teleop.integrator.limits.linear_m_s2 * 1.001
+        pad.teleop.enable(False)
         assert pad.teleop.state == 'disabled'
         pad.teleop.enable(True)
         assert pad.tick(5, FORWARD, (DEADMAN,)) is None

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, Twist
+from rclpy.node import Node
 from ros_harness import TIMEOUT_S, NodeProcess, Peer, node_process
 from sensor_msgs.msg import JointState, Joy
 from std_msgs.msg import Float64
 from std_srvs.srv import SetBool
 
-from decoupled_policy_ros.nodes.common import COMMAND, LATCHED, STATE, pose_stamped
+from decoupled_policy_ros.nodes.common import COMMAND, LATCHED, STATE, pose_stamped, time_message
+from decoupled_policy_ros.nodes.teleop_inputs import ArmInput
 from decoupled_policy_ros.observation.messages import pose_from_message
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.kinematics import Kinematics
@@ -178,6 +180,25 @@ def test_a_stale_state_ends_the_commands_and_so_does_enable(arm, teleop):
     arm.wait_state('ready')
 
 
+@pytest.mark.parametrize('end', ['enable', 'signal'])
+def test_commands_that_end_in_the_middle_of_a_motion_bring_the_target_to_rest(arm, teleop, end):
+    node = teleop()
+    arm.engage({1: 1.0})
+    arm.wait_for(lambda: len(arm.targets()) and arm.targets()[-1, 0] > HOME[0, 3] + 0.03, 'a motion')
+    if end == 'enable':
+        assert arm.call(SetBool, 'teleop_node/enable', SetBool.Request(data=False)).message == 'holding'
+        arm.wait_state('disabled')
+    else:
+        assert node.stop() == 0
+        time.sleep(0.2)
+    targets = arm.targets()
+    times_s = np.array(arm.stamps_ns('target_pose')) * 1e-9
+    speeds_m_s = np.diff(targets[:, 0]) / np.diff(times_s)
+    changes_m_s2 = np.diff(speeds_m_s) / np.diff(times_s)[1:]
+    assert speeds_m_s.max() > 0.1 and speeds_m_s[-1] < 0.05  # its last step is the last one of coming to rest
+    assert np.abs(changes_m_s2[-10:]).max() < 2.0  # 1 m/s2, and a tick that is late
+
+
 def test_a_spacemouse_by_its_twists(arm, teleop):
     teleop(device='twist')
     twists = arm.create_publisher(Twist, 'spacenav/twist', STATE)
@@ -317,3 +338,22 @@ def test_what_can_not_be_is_said_in_one_line(tmp_path, parameters, reason):
     assert node.process.wait(TIMEOUT_S) == 1
     assert reason in node.output()
     assert 'Traceback' not in node.output()
+
+
+def test_a_pose_that_falls_silent_is_replaced_by_kinematics_before_it_is_too_old(rclpy_context):
+    node = Node('listener', context=rclpy_context)
+    try:
+        arm = ArmInput(node, ROBOT, True, 0.3)
+        names, home_rad = list(ROBOT.joint_names), ROBOT.home_rad.tolist()
+        pose = pose_stamped(HOME, ROBOT.base_frame, 1)
+        for now_ms in range(5, 1000, 5):  # current_pose is heard once, joint states go on
+            joints = JointState(name=names, position=home_rad)
+            joints.header.stamp = time_message(now_ms * 10**6)
+            if now_ms == 5:
+                pose.header.stamp = joints.header.stamp
+                arm._on_pose(pose)
+            arm._on_joints(joints)
+            assert now_ms * 10**6 - arm.state().stamp_ns <= 0.15e9
+        np.testing.assert_allclose(arm.state().pose_base_ee, HOME, atol=1e-9)
+    finally:
+        node.destroy_node()

@@ -23,7 +23,7 @@ from rclpy.node import Node
 from std_srvs.srv import SetBool
 from visualization_msgs.msg import MarkerArray
 
-from decoupled_policy_ros.errors import MessageError
+from decoupled_policy_ros.errors import ConfigError, MessageError
 from decoupled_policy_ros.nodes.commands import CommandPublisher
 from decoupled_policy_ros.nodes.common import (
     COMMAND,
@@ -34,6 +34,7 @@ from decoupled_policy_ros.nodes.common import (
     diagnostics_name,
     parameter,
     read_robot,
+    resolve_topic,
     spin_main,
     time_ns,
 )
@@ -109,6 +110,11 @@ class CommandGuardNode(Node):
         self._others = OtherCommanders(self, self.get_logger().warning)
         self._others.watch([self._commands.said])
         self._joints.subscribe(self, SENSOR)
+        if resolve_topic(self, settings.input_topic) == commands.topic_name:
+            raise ConfigError(
+                f'input_topic: {settings.input_topic!r} is {commands.topic_name}, on which this node commands the arm; '
+                'targets have to come on another one'
+            )
         self.create_subscription(PoseStamped, settings.input_topic, self._on_target, COMMAND)
         self.create_service(SetBool, '~/enable', self._on_enable)
         steady = Clock(clock_type=ClockType.STEADY_TIME)

@@ -21,7 +21,7 @@ from rich.table import Table
 from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.nodes.demo_client import POLICY, SIMULATOR, DemoClient, DemoError
 from decoupled_policy_ros.nodes.demo_film import Film, compose
-from decoupled_policy_ros.nodes.signals import interrupt_later
+from decoupled_policy_ros.nodes.signals import interrupt_later, interrupted_by_all
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.sim.tasks import sim_task
 
@@ -80,7 +80,7 @@ def run_demo(
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)  # where PyPI's ROS 2 wheels look for themselves
     commands = {SIMULATOR: _simulator(sim, seed), POLICY: _policy(task, guard)}
-    with _processes(commands, out, domain) as processes, _context(domain) as context:
+    with interrupted_by_all(), _processes(commands, out, domain) as processes, _context(domain) as context:
         client = DemoClient(robot, context, processes.check)
         with console.status('starting simulator and policy'):
             try:

@@ -47,7 +47,7 @@ from decoupled_policy_ros.runtime.assembly import join_settings
 from decoupled_policy_ros.runtime.cores import read_cores
 from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.loop import PolicyLoop
-from decoupled_policy_ros.runtime.states import FOLLOWING, GAVE_WAY, HOLDING, WAITING
+from decoupled_policy_ros.runtime.states import DISABLED, FAILED, FOLLOWING, GAVE_WAY, HOLDING, WAITING
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there before it is configured
     from decoupled_policy_ros.policy.policy import Policy
@@ -179,7 +179,7 @@ class PolicyNode(LifecycleNode):
     def give_up(self, reason: str) -> None:
         """Forget the policy because a transition failed; ~/status is latched: it must not keep what was said before."""
         self._release()
-        self._say_state(reason)
+        self._say_state(reason, FAILED)
 
     def _release(self) -> None:
         if self.loop is not None:
@@ -306,8 +306,10 @@ class PolicyNode(LifecycleNode):
 
     # --- what it says ---------------------------------------------------------------------------
 
-    def _say_state(self, state: str) -> None:
-        self._status.publish(status_message(diagnostics_name(self, 'policy'), 'disabled', state))
+    def _say_state(self, reason: str, state: str = DISABLED) -> None:
+        """Say what becomes of commands while there is no policy, now and in the diagnostics."""
+        self._unfollowed = state, reason
+        self._status.publish(status_message(diagnostics_name(self, 'policy'), state, reason))
 
     def _look_around(self) -> None:
         self._clock_watch.look(self._now_ns())
@@ -321,7 +323,7 @@ class PolicyNode(LifecycleNode):
         values = {'lifecycle': self.state_label, 'other_commanders': self.others.present()}
         values |= self.tasks.values()
         if loop is None or inputs is None or outputs is None:
-            message.status = [status_message(name, 'disabled', self.state_label, values)]
+            message.status = [status_message(name, *self._unfollowed, values)]
         else:
             state, reason, numbers, ages_s = loop.report()
             if not self.settings.lockstep and state in (FOLLOWING, HOLDING, WAITING):

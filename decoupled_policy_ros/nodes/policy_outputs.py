@@ -13,7 +13,6 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
 from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectoryPoint
 
-from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.nodes.commands import CommandPublisher
 from decoupled_policy_ros.nodes.common import (
     COMMAND,
@@ -64,44 +63,42 @@ class PolicyOutputs:
         self, node: LifecycleNode, robot: RobotDescription, status: Publisher, settings: PolicySettings
     ):
         self._node, self._robot, self._status = node, robot, status
-        self.shadow = (
-            ShadowOutput(node, robot, STATE if settings.lockstep else SENSOR) if settings.shadow else None
-        )
         output = 'none' if settings.shadow else settings.output
+        self.shadow: ShadowOutput | None = None
         self.joints: JointOutput | None = None
         self.gripper: GripperOutput | None = None
+        self.commands: CommandPublisher | None = None
+        self._markers = PolicyMarkers(node, robot)
+        self._publishers: list[Publisher] = []
         try:
+            if settings.shadow:
+                self.shadow = ShadowOutput(node, robot, STATE if settings.lockstep else SENSOR)
             if output in IN_JOINTS:
                 self.joints = JointOutput(node, robot, settings.trajectory_action)
             if output != 'none':
                 self.gripper = gripper_output(node, robot, settings.gripper)
-        except ConfigError:
-            self._close_parts()  # a publisher that is left would look like another commander
+            if output in IN_POSES:
+                poses = self._publisher(PoseStamped, robot.topics['target_pose'])
+                self.commands = CommandPublisher(robot, poses, None)
+            self._trajectory = self._publisher(MultiDOFJointTrajectory, '~/trajectory')
+            self._path = self._publisher(Path, '~/path')
+        except Exception:
+            self.close()  # a publisher that is left would look like another commander
             raise
-        self.commands: CommandPublisher | None = None
-        self._target_pose: Publisher | None = None
-        if output in IN_POSES:
-            self._target_pose = node.create_lifecycle_publisher(
-                PoseStamped, robot.topics['target_pose'], COMMAND
-            )
-            self.commands = CommandPublisher(robot, self._target_pose, None)
-        self._trajectory = node.create_lifecycle_publisher(MultiDOFJointTrajectory, '~/trajectory', COMMAND)
-        self._path = node.create_lifecycle_publisher(Path, '~/path', COMMAND)
-        self._markers = PolicyMarkers(node, robot)
+
+    def _publisher(self, kind: type, topic: str) -> Publisher:
+        self._publishers.append(self._node.create_lifecycle_publisher(kind, topic, COMMAND))
+        return self._publishers[-1]
 
     def close(self) -> None:
         """Destroy the publishers."""
-        for publisher in (self._target_pose, self._trajectory, self._path):
-            if publisher is not None:
-                self._node.destroy_lifecycle_publisher(publisher)
-        self._close_parts()
+        for publisher in self._publishers:
+            self._node.destroy_lifecycle_publisher(publisher)
+        for part in self.parts().values():
+            part.close()
         if self.shadow is not None:
             self.shadow.close()
         self._markers.close()
-
-    def _close_parts(self) -> None:
-        for part in self.parts().values():
-            part.close()
 
     def clear(self) -> None:
         """Forget what was observed, as after a jump of the clock."""

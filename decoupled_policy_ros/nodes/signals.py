@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: they ask a process to end, and interrupt no code."""
+"""Ctrl-C, SIGTERM and the end of the terminal: they ask a process to end, and interrupt no code."""
 
 from __future__ import annotations
 
@@ -12,17 +12,33 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions, install_signal_handlers, uninstall_signal_handlers
 
 
+def ending() -> tuple[signal.Signals, ...]:
+    """The signals that ask a process to end; that of a terminal or ssh session that is gone unless nohup ignores it."""
+    gone = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGINT, signal.SIGTERM, *gone)
+
+
+@contextmanager
+def interrupted_by_all() -> Iterator[None]:
+    """Within the block each of them raises KeyboardInterrupt, as Ctrl-C does: what has to be ended is ended."""
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in ending()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 @contextmanager
 def interrupt_later() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the end of the block, which then raises KeyboardInterrupt.
+    """Hold these signals back until the end of the block, which then raises KeyboardInterrupt.
 
     Compiled code makes another error of a KeyboardInterrupt, and one within Popen leaves a child that nobody knows of.
     """
     seen: list[int] = []
     # A function and not SIG_IGN, which children would inherit.
     previous = {
-        number: signal.signal(number, lambda number, frame: seen.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, lambda number, frame: seen.append(number)) for number in ending()
     }
     try:
         yield
@@ -35,7 +51,7 @@ def interrupt_later() -> Iterator[None]:
 
 @contextmanager
 def shut_down_by_signals(wind_down: Callable[[], None]) -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM shut the context down, once `wind_down` has returned, and do no more.
+    """Within the block these signals shut the context down, once `wind_down` has returned, and do no more.
 
     They interrupt no code: a KeyboardInterrupt would come out of compiled code as whatever error that makes of it.
     `wind_down` is called on another thread and the executor goes on meanwhile: with rclpy's own handlers nobody could
@@ -56,7 +72,7 @@ def shut_down_by_signals(wind_down: Callable[[], None]) -> Iterator[None]:
                 signal.raise_signal(signal.SIGTERM)
             return
 
-    ends = (signal.SIGINT, signal.SIGTERM)
+    ends = ending()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     thread = threading.Thread(target=wait, name='signals', daemon=True)

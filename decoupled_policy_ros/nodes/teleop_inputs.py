@@ -60,13 +60,14 @@ class Refusals:
 class ArmInput:
     """The arm's newest measured state.
 
-    The pose is `current_pose` while that is as fresh as the joint states; otherwise forward kinematics gives it.
+    The pose is `current_pose` while that is as fresh as the joint states, within half the age at which a state is too
+    old; otherwise forward kinematics gives it.
     """
 
     def __init__(self, node: Node, robot: RobotDescription, use_current_pose: bool, timeout_s: float):
         self.refusals = Refusals(node)
         self._robot, self._kinematics = robot, Kinematics(robot)
-        self._timeout_ns = round(timeout_s * 1e9)
+        self._behind_ns = round(timeout_s * 1e9) // 2
         self._topics = [robot.topics['joint_states']]
         self.forget()
         self._subscribe(node, JointState, self._topics[0], self._on_joints)
@@ -90,7 +91,7 @@ class ArmInput:
     def state(self) -> ArmState | None:
         """The newest state, or None before the first one."""
         joints, pose = self._joints, self._pose
-        if pose is not None and (joints is None or joints[0] - pose[0] <= self._timeout_ns):
+        if pose is not None and (joints is None or joints[0] - pose[0] <= self._behind_ns):
             return ArmState(*pose, self._gripper)
         if joints is None:
             return None

@@ -9,6 +9,8 @@ commanded on. Buttons and keys also call the episode recorder's services.
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -43,6 +45,8 @@ from decoupled_policy_ros.teleop.terminal import Terminal, help_text, require_te
 
 #: How often keys are read and buttons' actions are asked for (s, wall): also while simulated time stands still.
 SERVE_S = 0.02
+#: Longest time (s) that coming to rest is given where the process is to end.
+REST_S = 2.0
 
 
 class TeleopNode(Node):
@@ -80,6 +84,8 @@ class TeleopNode(Node):
         self.episodes = EpisodeClient(self, settings.recorder, self._on_recording, self._clear_line)
         self._make_topics()
         self._tick_ns = self._commanded_ns = 0
+        self._ends, self._rests = threading.Event(), threading.Event()
+        self._quits_s: float | None = None  # by the steady clock, at the latest
         self._said: str | None = None
         self._make_timers()
         if self.keyboard is not None:
@@ -157,15 +163,28 @@ class TeleopNode(Node):
         response.success, response.message = True, self.teleop.state
         return response
 
+    def wind_down(self) -> None:
+        """Bring the target to rest while commands can still be sent: the process is about to end."""
+        self._rests.clear()
+        self._ends.set()  # for the next look: the teleoperator is not for several threads
+        self._rests.wait(REST_S)
+
+    def _quit(self) -> None:
+        """End the process once the target has come to rest, and soon anyway: a simulated clock may stand still."""
+        self._ends.set()
+        self._quits_s = time.monotonic() + REST_S
+
     # --- operator -------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         """Read keys, pass on what was pressed, show what is going on."""
+        self._end()
         if self.keyboard is not None and self.terminal is not None:
             keys = self.terminal.read_keys()
             if keys is None:
-                self.get_logger().error('the terminal is gone: ending')
-                self.context.try_shutdown()
+                if self._quits_s is None:
+                    self.get_logger().error('the terminal is gone: ending')
+                    self._quit()
                 return
             for key in keys:
                 self.keyboard.press(key, self._now_ns())
@@ -178,11 +197,22 @@ class TeleopNode(Node):
         if self.terminal is not None:
             self.terminal.show(self._line())
 
+    def _end(self) -> None:
+        """Come to rest if the process is to end, and say when it may."""
+        if not self._ends.is_set():
+            return
+        if self.teleop.enabled:
+            self.teleop.enable(False)
+        if not self.teleop.commanding:
+            self._rests.set()
+        if self._quits_s is not None and (self._rests.is_set() or time.monotonic() > self._quits_s):
+            self.context.try_shutdown()
+
     def _do(self, action: str) -> None:
         if action in EPISODE_ACTIONS:
             self.episodes.request(action)
         elif action == 'quit':
-            self.context.try_shutdown()
+            self._quit()
         elif action == 'help' and self.terminal is not None and self.keyboard is not None:
             self.terminal.say(help_text(self.keyboard.keys))
 

@@ -246,10 +246,10 @@ def find_model(kind: str, name: Path | str) -> Path:
     if len(str(name)) > MAX_NAME:
         raise CheckpointError(f'the name of a model has at most {MAX_NAME} characters, got {len(str(name))}')
     try:
-        if Path(name).is_dir():
-            return Path(name).resolve()
+        if (folder := Path(name).expanduser()).is_dir():
+            return folder.resolve()
         return find(f'models/{kind}/{name}')
-    except (ConfigError, OSError) as error:
+    except (ConfigError, OSError, RuntimeError) as error:  # the last of a ~name that is nobody's
         raise CheckpointError(
             f'{str(name)!r} is neither a folder nor a model that is installed: {error}'
         ) from error

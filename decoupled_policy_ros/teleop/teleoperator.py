@@ -4,7 +4,8 @@
     waiting    nothing is commanded, for the arm's state is not there or too old
     ready      nothing is commanded yet: the deadman starts it, at the measured pose
     moving     the target follows the device
-    holding    the deadman is released or the device silent: the target stops and is commanded on
+    holding    the deadman is released or the device silent, or commands are to end: the target stops within its
+               acceleration and is commanded on, in the last case until it stands
 
 After `disabled`, `waiting` or a jump of the clock the deadman must be seen released before it counts again, and the
 target starts anew where the arm is.
@@ -25,6 +26,7 @@ from decoupled_policy_ros.teleop.integrator import MotionLimits, TargetIntegrato
 Array = NDArray[np.float64]
 
 DISABLED, WAITING, READY, MOVING, HOLDING = 'disabled', 'waiting', 'ready', 'moving', 'holding'
+COMING_TO_REST = 'coming to rest'
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ class Teleoperator:
         self._missing = missing
         self._arm: ArmState | None = None
         self._tick_ns = 0
-        self._commanding = self._armed = False
+        self._commanding = self._armed = self._ending = False
 
     @property
     def commanding(self) -> bool:
@@ -75,10 +77,19 @@ class Teleoperator:
         return self._commanding
 
     def enable(self, enabled: bool) -> None:
-        """Let commands through, once the deadman is pressed; or none any more, at once."""
+        """Let commands through, once the deadman is pressed; or none any more, once the target has come to rest.
+
+        What is enabled already goes on as it is.
+        """
+        if enabled and self.enabled:
+            return
         self.enabled = enabled
-        self._stop()
-        self.state, self.reason = (WAITING, '') if enabled else (DISABLED, '')
+        if self._commanding and not self.integrator.at_rest:
+            self._ending = True
+            self.state, self.reason = HOLDING, COMING_TO_REST
+        else:
+            self._stop()
+            self.state, self.reason = (WAITING, '') if enabled else (DISABLED, '')
 
     def restart(self) -> None:
         """Begin anew, as after a jump of the clock."""
@@ -97,7 +108,9 @@ class Teleoperator:
         dt_s = (now_ns - self._tick_ns) * 1e-9 if self._tick_ns else 0.0
         self._tick_ns = now_ns
         trouble = self._trouble(now_ns, arm)
-        if not self.enabled or trouble:
+        if self._ending and self.integrator.at_rest:
+            self._stop()
+        if trouble or not (self.enabled or self._ending):
             self._stop()
             self.device.gripper.drop()
             self.state, self.reason = (DISABLED, '') if not self.enabled else (WAITING, trouble)
@@ -142,9 +155,9 @@ class Teleoperator:
         return Command(arm.pose_base_ee.copy(), gripper.value)
 
     def _go_on(self, dt_s: float, intent: Intent, arm: ArmState) -> Command:
-        if not intent.engaged:
+        if self._ending or not intent.engaged:
             pose = self.integrator.step(dt_s, np.zeros(6), arm.pose_base_ee)
-            self.state, self.reason = HOLDING, intent.reason
+            self.state, self.reason = HOLDING, COMING_TO_REST if self._ending else intent.reason
         elif intent.goal is not None:
             pose = self.integrator.step_towards(dt_s, intent.goal, arm.pose_base_ee)
             self.state, self.reason = MOVING, self._bounds()
@@ -170,4 +183,4 @@ class Teleoperator:
     def _stop(self) -> None:
         if self._commanding:
             self.restarts += 1
-        self._commanding = self._armed = False
+        self._commanding = self._armed = self._ending = False

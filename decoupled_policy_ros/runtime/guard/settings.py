@@ -25,7 +25,6 @@ RULES = (
     'angular_acceleration', 'angular_jerk', 'reach', 'joint_position', 'continuity', 'joint_velocity',
     'joint_acceleration', 'joint_jerk', 'singularity', 'self_collision', 'boxes',
 )  # fmt: skip
-ALWAYS = ('finite', 'rotation', 'passed', 'joint_state', 'frame', 'stale')
 
 #: Rules that need the joints: without them no inverse kinematics is computed, and no joint state asked for.
 JOINT_RULES = frozenset(RULES[8:])

@@ -378,6 +378,38 @@ def test_recover_leaves_a_living_writer_alone_and_never_overwrites(tmp_path, rob
     assert len(read_motions(tmp_path / 'live.arrow')[0]) == 5
 
 
+def flipped(content, position):
+    return content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :]
+
+
+def test_recover_keeps_the_bytes_of_what_is_damaged(tmp_path, killed_writer):
+    content, sizes, counts, samples = killed_writer
+    schema_bytes = content.index(b'fingerprint')
+    for name, position, n_saved in (
+        ('begin', 2, 0),  # of the schema's message
+        ('schema', schema_bytes, 0),  # what it says of the arm
+        ('middle', sizes[1] + 3, counts[1]),  # the beginning of the third batch
+        ('length', sizes[1] + 6, counts[1]),  # which then says that it goes on beyond the end
+        ('last', sizes[2] + 8, counts[2]),  # a whole batch that can't be read
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        damaged = flipped(content, position)
+        (folder / 'm.arrow.part').write_bytes(damaged)
+        (recovery,) = MotionWriter.recover(folder)
+        assert recovery.n_samples == n_saved, name
+        assert recovery.damaged.name == 'm.arrow.part.damaged' and recovery.damaged.read_bytes() == damaged
+        assert 'kept it as m.arrow.part.damaged' in str(recovery)
+        assert MotionWriter.recover(folder) == []
+        if n_saved:
+            (motion,) = read_motions(folder)
+            np.testing.assert_array_equal(motion.stamps_ns, samples[0][:n_saved])
+        else:
+            assert recovery.path is None and 'saved nothing' in str(recovery)
+    (folder / 'm.arrow.part').write_bytes(damaged)  # another one of that name replaces nothing
+    assert MotionWriter.recover(folder)[0].damaged.name == 'm.arrow.part.damaged1'
+
+
 def test_broken_motion_files_are_refused(tmp_path, robot, killed_writer):
     path = tmp_path / 'm.arrow'
     for content, message in (

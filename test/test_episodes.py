@@ -25,7 +25,7 @@ from decoupled_policy_ros.data.bags.recovery import recover
 from decoupled_policy_ros.data.bags.repair import repair_bag
 from decoupled_policy_ros.data.bags.salvage import scan_mcap
 from decoupled_policy_ros.data.bags.writer import BagWriter
-from decoupled_policy_ros.data.conversion.plan import _expand
+from decoupled_policy_ros.data.conversion.recordings import expand
 from decoupled_policy_ros.errors import DatasetError
 
 START_NS = 1_700_000_000_000_000_000
@@ -142,7 +142,7 @@ def test_what_is_set_aside_is_kept_whole_replaces_nothing_and_is_seen_by_nobody(
     episode = store.begin(HEADER)
     write_messages(episode, 1)
     path = episode.finish()
-    assert _expand([store.folder]) == ([path], [])
+    assert expand([store.folder]) == ([path], [])
 
 
 def test_an_episode_without_a_message_is_not_kept(store):
@@ -494,12 +494,77 @@ def test_a_bag_that_is_still_being_written_is_left_alone(tmp_path):
     assert recover(tmp_path) == []  # it is whole
 
 
-def test_whole_files_without_metadata_are_left_alone(tmp_path):
-    with BagWriter(tmp_path / 'bag') as writer:
+def whole_bag(folder):
+    with BagWriter(folder) as writer:
         writer.add_topic(TOPIC, 'std_msgs/msg/Float64')
         writer.write(TOPIC, bytes(12), START_NS)
-    (tmp_path / 'bag' / METADATA_FILE).unlink()
+    return folder
+
+
+def test_metadata_that_are_missing_beside_the_files_of_one_recording_are_written(tmp_path):
+    folder = whole_bag(tmp_path / 'run.mcap')  # as of `ros2 bag record -o run.mcap`
+    expected = bag_summary(folder)
+    (folder / METADATA_FILE).unlink()
+    with pytest.raises(
+        DatasetError, match='the recording was not ended; `decoupled-policy recover` completes it'
+    ):
+        bag_summary(folder)
+    (recovery,) = recover(tmp_path)
+    assert (recovery.path, recovery.saved) == (folder, {TOPIC: 1})
+    assert recovery.note == 'metadata.yaml was missing and is written anew'
+    assert names(folder) == ['metadata.yaml', 'run.mcap_0.mcap']
+    assert bag_summary(folder) == expected and recover(tmp_path) == []
+
+
+def test_whole_files_of_other_names_are_left_alone(tmp_path):
+    folder = whole_bag(tmp_path / 'bag')
+    (folder / METADATA_FILE).unlink()
+    (folder / 'bag_0.mcap').rename(folder / 'monday.mcap')
     assert (recover(tmp_path), names(tmp_path)) == ([], ['bag'])
+    with pytest.raises(DatasetError, match=r'give the files themselves, or .*`ros2 bag reindex -s mcap '):
+        bag_summary(folder)
+
+
+def test_a_cut_bag_says_where_it_is_damaged(tmp_path):
+    foreign_bag(tmp_path / 'bag')
+    (file,) = (tmp_path / 'bag').iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    (recovery,) = recover(tmp_path)
+    assert recovery.path is not None and 'bag_0.mcap is damaged at byte ' in recovery.note
+
+
+def test_what_is_left_out_of_a_folder_of_recordings_is_said_with_what_helps(tmp_path):
+    for name in (
+        'a.mcap',
+        'killed',
+        'cut',
+        'database',
+        'day2/c',
+    ):  # a folder's own name says nothing of what it is
+        whole_bag(tmp_path / name)
+    (tmp_path / 'killed' / METADATA_FILE).unlink()
+    (tmp_path / 'database' / METADATA_FILE).unlink()
+    (tmp_path / 'database' / 'database_0.mcap').rename(tmp_path / 'database' / 'database_0.db3')
+    (mcap,) = (tmp_path / 'cut').glob('*.mcap')
+    os.truncate(mcap, mcap.stat().st_size - 100)
+    assert [recovery.path.name for recovery in recover(tmp_path / 'cut')] == ['cut_recovered']
+    found, left_out = expand([tmp_path])
+    assert [path.name for path in found] == ['a.mcap', 'cut_recovered']
+    for line, name, reason in zip(
+        left_out,
+        ('cut', 'database', 'day2', 'killed'),
+        ('what could be read of it is in cut_recovered', '`ros2 bag reindex -s sqlite3 ', 'give it too',
+         '`decoupled-policy recover` completes it'),
+        strict=True,
+    ):  # fmt: skip
+        assert line.startswith(str(tmp_path / name)) and reason in line
+    shutil.rmtree(tmp_path / 'a.mcap')
+    shutil.rmtree(tmp_path / 'cut')
+    shutil.rmtree(tmp_path / 'cut_recovered')
+    with pytest.raises(DatasetError, match=r'has none in it; .*database.* -s sqlite3'):
+        expand([tmp_path])
 
 
 def test_nothing_is_made_of_a_bag_without_a_message(tmp_path):

@@ -168,6 +168,20 @@ def test_an_episode_that_can_not_be_removed_is_named_and_let_go(store, monkeypat
     episode.discard()
 
 
+@pytest.mark.parametrize(
+    'place', ['episodes.write_json', 'episodes._reserve', 'episodes.BagWriter', 'writer.Writer.start']
+)
+def test_an_episode_that_can_not_begin_leaves_nothing_open(store, monkeypatch, place):
+    monkeypatch.setattr(
+        f'decoupled_policy_ros.data.bags.{place}', Mock(side_effect=OSError(errno.ENOSPC, 'No space left'))
+    )
+    before = len(os.listdir('/proc/self/fd'))
+    for _ in range(3):
+        with pytest.raises(DatasetError, match=r'can not be written: .*No space left'):
+            store.begin(HEADER)
+    assert (len(os.listdir('/proc/self/fd')), names(store.folder)) == (before, [])
+
+
 def test_a_folder_that_can_not_be_used_is_refused(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(DatasetError, match='file/episodes can not be made: Not a directory'):
@@ -386,6 +400,17 @@ def test_the_verb_prints_what_was_lost_and_then_that_nothing_is_left(store, caps
     with pytest.raises(SystemExit):
         command()
     assert 'is no folder' in capsys.readouterr().err
+
+
+def test_names_with_brackets_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / '[red] cup[' / ']'  # [/] ends a style that was never begun
+    folder.mkdir(parents=True)
+    foreign_bag(folder / 'run [bold]1')
+    for text in ('run [bold]1_recovered', '[red] cup[/]: nothing to recover'):
+        monkeypatch.setattr(sys, 'argv', ['decoupled-policy', 'recover', str(folder)])
+        command()
+        printed = capsys.readouterr().out
+        assert text in printed
 
 
 def test_what_the_verb_prints_into_a_pipe_is_not_cut(tmp_path, capsys, monkeypatch):

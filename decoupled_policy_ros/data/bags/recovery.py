@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from decoupled_policy_ros.data.bags.episodes import (
@@ -119,8 +120,8 @@ def recovery_table(recoveries: Sequence[Recovery]) -> Table:
         for i, topic in enumerate(topics):
             noted = topic in recovery.received
             table.add_row(
-                '' if i else recovery.source.name,
-                topic or '-',
+                '' if i else escape(recovery.source.name),
+                escape(topic) or '-',
                 str(recovery.received[topic]) if noted else '?',
                 str(recovery.saved.get(topic, 0)),
                 str(recovery.lost(topic)) if noted else '?',

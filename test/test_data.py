@@ -259,18 +259,18 @@ def test_windows_equal_a_loop(lengths, horizon, n_obs_steps, data):
     assert len(windows) == len(places)
     batch = data.draw(st.lists(st.integers(0, len(places) - 1), max_size=30))
     observations, actions = windows.observations(batch), windows.actions(batch)
-    seen, mask = windows.observation_mask(batch), windows.mask(batch)
-    assert observations.shape == seen.shape == (len(batch), n_obs_steps)
+    mask = windows.mask(batch)
+    assert observations.shape == (len(batch), n_obs_steps)
     assert actions.shape == mask.shape == (len(batch), horizon)
     assert windows.episodes(batch).tolist() == [places[number][0] for number in batch]
     for row, number in enumerate(batch):
         e, t = places[number]
         start, length = sum(lengths[:e]), lengths[e]
-        for rows, real, count in ((observations, seen, n_obs_steps), (actions, mask, horizon)):
+        for rows, count in ((observations, n_obs_steps), (actions, horizon)):
             for k in range(count):
                 frame = t - n_obs_steps + 1 + k
                 assert rows[row, k] == start + min(max(frame, 0), length - 1)
-                assert real[row, k] == (0 <= frame < length)
+                assert count == n_obs_steps or mask[row, k] == (0 <= frame < length)
 
 
 @pytest.mark.parametrize('arguments', [([3, 0], 16, 2), ([3], 0, 2), ([3], 16, 0), ([[3]], 16, 2)])

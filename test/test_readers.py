@@ -10,7 +10,16 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from foreign_files import OSC, WORLD_BASE, droid_columns, truths, write_lerobot, write_libero, write_robomimic
+from foreign_files import (
+    OSC,
+    WORLD_BASE,
+    droid_columns,
+    rotation_values,
+    truths,
+    write_lerobot,
+    write_libero,
+    write_robomimic,
+)
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.data.datasets.dataset import DatasetSpec, DatasetWriter
@@ -245,8 +254,6 @@ def test_the_lerobot_port_of_droid_is_recognised(robot, episodes, tmp_path):
 def test_a_mapping_reads_any_rotation_form_units_and_components(robot, episodes, tmp_path, form):
     def rows(base_ee):
         world = WORLD_BASE @ base_ee @ TOOL
-        from decoupled_policy_ros.data.readers.conventions import rotation_values
-
         return np.column_stack([world[:, :3, 3], rotation_values(world[:, :3, :3], form)])
 
     columns = [

@@ -1,5 +1,6 @@
 """Datasets, windows and motions: what is written comes back, and what is broken is refused."""
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -25,6 +26,7 @@ from decoupled_policy_ros.data.motions.motions import (
     resample,
     synth_motions,
 )
+from decoupled_policy_ros.data.readers.opening import describe
 from decoupled_policy_ros.errors import ConfigError, DatasetError, FingerprintMismatch
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
@@ -236,6 +238,51 @@ def test_damaged_datasets_are_refused(tmp_path, robot):
         Dataset.open(tmp_path / 'copy').images('wrist')
 
 
+def changed(**values):
+    return lambda info: {**info, **values}
+
+
+def without(name):
+    return lambda info: {key: value for key, value in info.items() if key != name}
+
+
+def with_feature(feature):
+    return lambda info: {**info, 'features': {**info['features'], 'action': feature}}
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda info: [info], 'info.json must be an object, got list'),
+        (without('codebase_version'), 'has layout None'),
+        (without('total_frames'), 'info.json is damaged: total_frames is missing'),
+        (without('data_path'), 'data_path is missing'),
+        (without('features'), 'features is missing'),
+        (changed(features=[]), r'features is \[\]'),
+        (changed(fps=None), 'fps is None'),
+        (changed(decoupled_policy=None), 'decoupled_policy is None'),
+        (with_feature('float32'), 'features.action.dtype is missing'),
+        (with_feature({'dtype': 'float32', 'shape': None}), 'features.action.shape is None'),
+        (with_feature({'dtype': 'video', 'shape': [8, 8, 3]}), 'video_path is None'),
+    ],
+)
+def test_an_info_file_that_lacks_something_is_refused_naming_it(tmp_path, robot, change, message):
+    write_dataset(tmp_path / 'set', robot)
+    info = tmp_path / 'set/meta/info.json'
+    info.write_text(json.dumps(change(json.loads(info.read_text()))))
+    for opened in (Dataset.open, lambda path: describe(path, robot)):
+        with pytest.raises(DatasetError, match=message):
+            opened(tmp_path / 'set')
+
+
+def test_episodes_without_their_places_are_refused(tmp_path, robot):
+    write_dataset(tmp_path / 'set', robot)
+    path = tmp_path / 'set/meta/episodes/chunk-000/file-000.parquet'
+    pq.write_table(pq.read_table(path).drop_columns(['length', 'data/file_index']), path)
+    with pytest.raises(DatasetError, match='meta/episodes lacks the columns length, data/file_index'):
+        Dataset.open(tmp_path / 'set')
+
+
 def test_unknown_columns_and_episodes_are_named(tmp_path, robot):
     write_dataset(tmp_path / 'set', robot)
     dataset = Dataset.open(tmp_path / 'set')
@@ -408,6 +455,32 @@ def test_recover_keeps_the_bytes_of_what_is_damaged(tmp_path, killed_writer):
             assert recovery.path is None and 'saved nothing' in str(recovery)
     (folder / 'm.arrow.part').write_bytes(damaged)  # another one of that name replaces nothing
     assert MotionWriter.recover(folder)[0].damaged.name == 'm.arrow.part.damaged1'
+
+
+@pytest.mark.parametrize('name', ['own block', 'fingerprint', 'summary'])
+def test_a_motion_file_whose_metadata_are_damaged_is_refused(tmp_path, robot, name):
+    path = tmp_path / 'm.arrow'
+    with MotionWriter(path, Fingerprint.of(robot, AS_RECORDED_HZ)) as writer:
+        writer.append(*some_samples(np.random.default_rng(0), 5))
+    content = path.read_bytes()
+    place = {
+        'own block': content.index(b'{"fingerprint'),
+        'fingerprint': content.index(b'base_frame'),
+        'summary': content.index(b'{}'),
+    }[name]
+    for byte in (b'"', b'\xff'):  # no JSON, no UTF-8
+        path.write_bytes(content[:place] + byte + content[place + 1 :])
+        with pytest.raises(DatasetError, match='no motion file' if name != 'summary' else 'cut short'):
+            read_motions(path)
+
+
+def test_every_flipped_byte_of_a_motion_files_head_is_read_or_refused(tmp_path, killed_writer):
+    content, sizes, *_ = killed_writer
+    path = tmp_path / 'm.arrow'
+    for position in range(0, sizes[0], 3):
+        path.write_bytes(flipped(content, position) + b'\xff\xff\xff\xff\x00\x00\x00\x00')
+        with contextlib.suppress(DatasetError):
+            read_motions(path)
 
 
 def test_broken_motion_files_are_refused(tmp_path, robot, killed_writer):

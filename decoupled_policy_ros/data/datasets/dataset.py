@@ -92,9 +92,7 @@ class Dataset:
         root = Path(root)
         try:
             info = json.loads((root / layout.INFO_PATH).read_text())
-            version = str(info.get('codebase_version'))
-            if not version.startswith('v3.'):  # whose other files may lie elsewhere
-                raise DatasetError(f'{root} has layout {version}; this package reads {layout.VERSION}')
+            layout.require_info(info, root)
             paths = sorted((root / 'meta' / 'episodes').glob('chunk-*/file-*.parquet'))
             columns = [n for n in pq.read_schema(paths[0]).names if not n.startswith('stats/')]
             tables = [pq.read_table(path, columns=columns) for path in paths]
@@ -102,6 +100,7 @@ class Dataset:
             tasks = layout.task_names(pq.read_table(root / layout.TASKS_PATH))
         except (OSError, ValueError, IndexError, pa.ArrowException) as error:
             raise DatasetError(f'{root} is no readable LeRobot {layout.VERSION} dataset: {error}') from error
+        layout.require_episode_columns(episodes.column_names, root)
         episodes = episodes.sort_by('episode_index')
         if episodes['episode_index'].to_pylist() != list(range(len(episodes))):
             raise DatasetError(f'{root}: meta/episodes does not count its episodes from 0 without a gap')
@@ -163,9 +162,9 @@ class Dataset:
         """
         try:
             return Fingerprint.from_dict(self.info[layout.OWN_BLOCK]['fingerprint'])
-        except KeyError as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
-                f'{self.root}: info.json has no {layout.OWN_BLOCK}.fingerprint ({error})'
+                f'{self.root}: info.json has no {layout.OWN_BLOCK}.fingerprint ({error!r})'
             ) from error
 
     @property

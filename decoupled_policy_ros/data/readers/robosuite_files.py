@@ -99,7 +99,7 @@ class RobosuiteFile:
         self._after = _obs_after_action(first, self._dialect)
         shift = 1 if self._after else 0
         self.lengths = np.array([len(data[name]['actions']) - shift for name in self._names], np.int64)
-        for episode, key in itertools.product(range(len(self._names)), needed):
+        for episode, key in itertools.product(range(len(self._names)), sorted(needed)):
             self._stored(episode, key)
         self.tasks = [_instruction(data, env_args, path)]
         suffix = self._dialect.image_suffix

@@ -224,12 +224,12 @@ def recover(folder: Annotated[Path, tyro.conf.Positional]) -> None:
     recoveries = run(folder)
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     if not recoveries:
-        console.print(f'{folder}: nothing to recover', soft_wrap=True)
+        console.print(f'{escape(str(folder))}: nothing to recover', soft_wrap=True)
         return
     console.print(recovery_table(recoveries))
     for recovery in recoveries:
         outcome = '; '.join(str(part) for part in (recovery.path, recovery.note) if part)
-        console.print(f'{recovery.source}: {outcome}', soft_wrap=True, highlight=False)
+        console.print(escape(f'{recovery.source}: {outcome}'), soft_wrap=True, highlight=False)
     if any(recovery.failed for recovery in recoveries):
         sys.exit(1)
 

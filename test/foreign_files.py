@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.data.motions.synthesis import joint_paths
-from decoupled_policy_ros.data.readers.conventions import rotation_values
 from decoupled_policy_ros.robot import poses
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.kinematics import Kinematics
@@ -101,6 +100,21 @@ def write_robomimic(
         names = [f'demo_{i}'.encode() for i in range(len(episodes))]
         file['mask/train'], file['mask/valid'] = names[:-1], names[-1:]
     return path
+
+
+def rotation_values(matrices: np.ndarray, form: str) -> np.ndarray:
+    """Rows (T, n) of a form from rotation matrices (T, 3, 3)."""
+    if form.startswith('rot6d'):
+        return poses.rot6d_from_rotation(
+            matrices if form == 'rot6d_columns' else np.swapaxes(matrices, -1, -2)
+        )
+    rotation = Rotation.from_matrix(matrices)
+    if form.startswith('quat'):
+        return rotation.as_quat() if form == 'quat_xyzw' else np.roll(rotation.as_quat(), 1, -1)
+    if form == 'axis_angle':
+        return rotation.as_rotvec()
+    _, order, sense = form.split('_')
+    return rotation.as_euler(order if sense == 'extrinsic' else order.upper())
 
 
 def absolute_actions(episode: Truth, world_base: np.ndarray) -> np.ndarray:

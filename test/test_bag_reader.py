@@ -163,6 +163,12 @@ def not_ended(path: Path) -> Path:
     return bag
 
 
+def database_not_ended(path: Path) -> Path:
+    bag = written(path, 'sqlite3', '')
+    (bag / 'metadata.yaml').unlink()
+    return bag
+
+
 def other_storage(path: Path) -> Path:
     bag = written(path, 'mcap', '')
     metadata = bag / 'metadata.yaml'
@@ -183,7 +189,8 @@ def file_gone(path: Path) -> Path:
         (no_bag, r'notes\.txt is no bag'),
         (empty_folder, r'empty is no bag: a rosbag2 folder has a metadata\.yaml'),
         (truncated, r'truncated or damaged .*`decoupled-policy recover`'),
-        (truncated_database, r'truncated or damaged'),
+        (truncated_database, r'truncated or damaged .*`sqlite3 FILE \.recover`'),
+        (database_not_ended, r'not ended; `ros2 bag reindex -s sqlite3 .*bag` writes it'),
         (not_ended, r'no metadata\.yaml: the recording was not ended; `decoupled-policy recover`'),
         (other_storage, r"'tape' not supported"),
         (file_gone, r'files are missing'),

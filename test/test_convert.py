@@ -44,7 +44,7 @@ from decoupled_policy_ros.observation.image import fit_image
 from decoupled_policy_ros.robot.description import load_robot, robot_file
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.robot.kinematics import Kinematics
-from decoupled_policy_ros.robot.poses import action_from_pose
+from decoupled_policy_ros.robot.poses import GRIPPER, action_from_pose
 
 SETTINGS = ConvertSettings('panda_sim', CONTRACT, instruction=INSTRUCTION)
 
@@ -148,6 +148,34 @@ def test_achieved_actions_are_the_next_pose(tmp_path):
     found = dataset.images('wrist', 0)[10]
     assert found.shape == (12, 16, 3)
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.4  # video loses noise first
+
+
+def test_a_gripper_that_nobody_commanded_is_that_of_the_next_frame_beside_commanded_poses_too(tmp_path):
+    bag = write_bag(tmp_path / 'bag', Arm(gripper_at_s=()).messages())
+    convert([bag], tmp_path / 'out', SETTINGS, workers=1)
+    dataset = Dataset.open(tmp_path / 'out')
+    arrays = dataset.episode(0).arrays
+    assert dataset.info['decoupled_policy']['action'] == 'absolute pose_base_ee, commanded'
+    np.testing.assert_array_equal(arrays['action'][:-1, GRIPPER], arrays['observation.pose'][1:, GRIPPER])
+    assert np.ptp(arrays['action'][:, GRIPPER]) > 0.5
+
+
+def test_a_recording_that_can_not_be_used_does_not_settle_the_kind_of_actions(tmp_path):
+    commanded = write_bag(tmp_path / 'commanded', Arm(seconds=1.5).messages())
+    achieved = write_bag(tmp_path / 'achieved', Arm(seconds=1.5, target_hz=0.0, gripper_at_s=()).messages())
+    add_episode_file(commanded, instruction='')  # it does not say what was done
+    add_episode_file(achieved)
+    settings = replace(SETTINGS, instruction=None)
+    plan = make_plan([commanded, achieved], settings, skip_bad=True)
+    assert (plan.spec.action, plan.spec.gripper_source) == ('achieved', 'measured')
+    report = convert([commanded, achieved], tmp_path / 'out', settings, workers=1, skip_bad=True)
+    assert list(report['failed']) == [str(commanded)] and report['totals']['frames'] > 0
+
+
+def test_a_name_with_dollar_signs_is_no_formula(tmp_path):
+    bag = write_bag(tmp_path / 'cup_$5_{$', Arm(seconds=1.5).messages())
+    convert([bag], tmp_path / 'out', SETTINGS, workers=1)
+    assert (tmp_path / 'out' / 'conversion' / 'report.png').is_file()
 
 
 def test_a_gap_is_refused_where_it_is_to_be(tmp_path):

@@ -580,6 +580,27 @@ def test_mistakes_end_in_one_line(monkeypatch, capsys, recordings, tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
+def test_names_with_brackets_and_dollar_signs_are_printed_and_drawn(
+    monkeypatch, capsys, recordings, tmp_path
+):
+    named = tmp_path / '[/red]_$x_{$'
+    shutil.copytree(recordings, named)
+    run_cli(monkeypatch, named, '--robot', 'panda_sim', '--out', tmp_path / 'out[/]')
+    printed = ' '.join(capsys.readouterr().out.split())
+    assert '[/red]_$x_{$' in printed and 'out[/]: coverage.json' in printed
+    assert (tmp_path / 'out[/]' / 'workspace.png').is_file()
+
+
+def test_a_report_that_can_not_be_written_is_refused_before_the_work(
+    monkeypatch, capsys, recordings, tmp_path
+):
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr('decoupled_policy_ros.data.coverage.command.measure', None)  # is not come to
+    with pytest.raises(SystemExit):
+        run_cli(monkeypatch, recordings, '--robot', 'panda_sim', '--out', tmp_path / 'file' / 'out')
+    assert 'out can not be made: Not a directory' in capsys.readouterr().err
+
+
 def test_without_matplotlib_the_extra_is_named_and_numbers_can_be_had(
     monkeypatch, capsys, recordings, tmp_path
 ):

@@ -1,5 +1,6 @@
 """Datasets, windows and motions: what is written comes back, and what is broken is refused."""
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -25,6 +26,7 @@ from decoupled_policy_ros.data.motions.motions import (
     resample,
     synth_motions,
 )
+from decoupled_policy_ros.data.readers.opening import describe
 from decoupled_policy_ros.errors import ConfigError, DatasetError, FingerprintMismatch
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
@@ -236,6 +238,51 @@ def test_damaged_datasets_are_refused(tmp_path, robot):
         Dataset.open(tmp_path / 'copy').images('wrist')
 
 
+def changed(**values):
+    return lambda info: {**info, **values}
+
+
+def without(name):
+    return lambda info: {key: value for key, value in info.items() if key != name}
+
+
+def with_feature(feature):
+    return lambda info: {**info, 'features': {**info['features'], 'action': feature}}
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda info: [info], 'info.json must be an object, got list'),
+        (without('codebase_version'), 'has layout None'),
+        (without('total_frames'), 'info.json is damaged: total_frames is missing'),
+        (without('data_path'), 'data_path is missing'),
+        (without('features'), 'features is missing'),
+        (changed(features=[]), r'features is \[\]'),
+        (changed(fps=None), 'fps is None'),
+        (changed(decoupled_policy=None), 'decoupled_policy is None'),
+        (with_feature('float32'), 'features.action.dtype is missing'),
+        (with_feature({'dtype': 'float32', 'shape': None}), 'features.action.shape is None'),
+        (with_feature({'dtype': 'video', 'shape': [8, 8, 3]}), 'video_path is None'),
+    ],
+)
+def test_an_info_file_that_lacks_something_is_refused_naming_it(tmp_path, robot, change, message):
+    write_dataset(tmp_path / 'set', robot)
+    info = tmp_path / 'set/meta/info.json'
+    info.write_text(json.dumps(change(json.loads(info.read_text()))))
+    for opened in (Dataset.open, lambda path: describe(path, robot)):
+        with pytest.raises(DatasetError, match=message):
+            opened(tmp_path / 'set')
+
+
+def test_episodes_without_their_places_are_refused(tmp_path, robot):
+    write_dataset(tmp_path / 'set', robot)
+    path = tmp_path / 'set/meta/episodes/chunk-000/file-000.parquet'
+    pq.write_table(pq.read_table(path).drop_columns(['length', 'data/file_index']), path)
+    with pytest.raises(DatasetError, match='meta/episodes lacks the columns length, data/file_index'):
+        Dataset.open(tmp_path / 'set')
+
+
 def test_unknown_columns_and_episodes_are_named(tmp_path, robot):
     write_dataset(tmp_path / 'set', robot)
     dataset = Dataset.open(tmp_path / 'set')
@@ -259,18 +306,18 @@ def test_windows_equal_a_loop(lengths, horizon, n_obs_steps, data):
     assert len(windows) == len(places)
     batch = data.draw(st.lists(st.integers(0, len(places) - 1), max_size=30))
     observations, actions = windows.observations(batch), windows.actions(batch)
-    seen, mask = windows.observation_mask(batch), windows.mask(batch)
-    assert observations.shape == seen.shape == (len(batch), n_obs_steps)
+    mask = windows.mask(batch)
+    assert observations.shape == (len(batch), n_obs_steps)
     assert actions.shape == mask.shape == (len(batch), horizon)
     assert windows.episodes(batch).tolist() == [places[number][0] for number in batch]
     for row, number in enumerate(batch):
         e, t = places[number]
         start, length = sum(lengths[:e]), lengths[e]
-        for rows, real, count in ((observations, seen, n_obs_steps), (actions, mask, horizon)):
+        for rows, count in ((observations, n_obs_steps), (actions, horizon)):
             for k in range(count):
                 frame = t - n_obs_steps + 1 + k
                 assert rows[row, k] == start + min(max(frame, 0), length - 1)
-                assert real[row, k] == (0 <= frame < length)
+                assert count == n_obs_steps or mask[row, k] == (0 <= frame < length)
 
 
 @pytest.mark.parametrize('arguments', [([3, 0], 16, 2), ([3], 0, 2), ([3], 16, 0), ([[3]], 16, 2)])
@@ -376,6 +423,64 @@ def test_recover_leaves_a_living_writer_alone_and_never_overwrites(tmp_path, rob
         assert [r.path.name for r in recoveries] == ['old_recovered.arrow']
     assert (tmp_path / 'old.arrow').read_bytes() == b'somebody else'
     assert len(read_motions(tmp_path / 'live.arrow')[0]) == 5
+
+
+def flipped(content, position):
+    return content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :]
+
+
+def test_recover_keeps_the_bytes_of_what_is_damaged(tmp_path, killed_writer):
+    content, sizes, counts, samples = killed_writer
+    schema_bytes = content.index(b'fingerprint')
+    for name, position, n_saved in (
+        ('begin', 2, 0),  # of the schema's message
+        ('schema', schema_bytes, 0),  # what it says of the arm
+        ('middle', sizes[1] + 3, counts[1]),  # the beginning of the third batch
+        ('length', sizes[1] + 6, counts[1]),  # which then says that it goes on beyond the end
+        ('last', sizes[2] + 8, counts[2]),  # a whole batch that can't be read
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        damaged = flipped(content, position)
+        (folder / 'm.arrow.part').write_bytes(damaged)
+        (recovery,) = MotionWriter.recover(folder)
+        assert recovery.n_samples == n_saved, name
+        assert recovery.damaged.name == 'm.arrow.part.damaged' and recovery.damaged.read_bytes() == damaged
+        assert 'kept it as m.arrow.part.damaged' in str(recovery)
+        assert MotionWriter.recover(folder) == []
+        if n_saved:
+            (motion,) = read_motions(folder)
+            np.testing.assert_array_equal(motion.stamps_ns, samples[0][:n_saved])
+        else:
+            assert recovery.path is None and 'saved nothing' in str(recovery)
+    (folder / 'm.arrow.part').write_bytes(damaged)  # another one of that name replaces nothing
+    assert MotionWriter.recover(folder)[0].damaged.name == 'm.arrow.part.damaged1'
+
+
+@pytest.mark.parametrize('name', ['own block', 'fingerprint', 'summary'])
+def test_a_motion_file_whose_metadata_are_damaged_is_refused(tmp_path, robot, name):
+    path = tmp_path / 'm.arrow'
+    with MotionWriter(path, Fingerprint.of(robot, AS_RECORDED_HZ)) as writer:
+        writer.append(*some_samples(np.random.default_rng(0), 5))
+    content = path.read_bytes()
+    place = {
+        'own block': content.index(b'{"fingerprint'),
+        'fingerprint': content.index(b'base_frame'),
+        'summary': content.index(b'{}'),
+    }[name]
+    for byte in (b'"', b'\xff'):  # no JSON, no UTF-8
+        path.write_bytes(content[:place] + byte + content[place + 1 :])
+        with pytest.raises(DatasetError, match='no motion file' if name != 'summary' else 'cut short'):
+            read_motions(path)
+
+
+def test_every_flipped_byte_of_a_motion_files_head_is_read_or_refused(tmp_path, killed_writer):
+    content, sizes, *_ = killed_writer
+    path = tmp_path / 'm.arrow'
+    for position in range(0, sizes[0], 3):
+        path.write_bytes(flipped(content, position) + b'\xff\xff\xff\xff\x00\x00\x00\x00')
+        with contextlib.suppress(DatasetError):
+            read_motions(path)
 
 
 def test_broken_motion_files_are_refused(tmp_path, robot, killed_writer):

@@ -135,10 +135,15 @@ def test_images_are_resized_as_the_live_node_does(tmp_path, robot, kind):
         writer.add_episode('look', None, frames_of(rng, {'front': images}))
     dataset = Dataset.open(tmp_path / 'set')
     stored = dataset.images('front')
-    for size in ((24, 32), (84, 84), (60, 80)):
+    for size in ((24, 32), (48, 48), (60, 80)):
         expected = np.stack([fit_image(image, size) for image in stored])
         np.testing.assert_array_equal(dataset.images('front', size=size), expected)
         np.testing.assert_array_equal(dataset.episode(0).images('front', size), expected)
+    for larger in ((61, 80), (24, 81)):  # live, the camera's own picture is shrunk to that
+        with pytest.raises(
+            DatasetError, match=rf'front is stored as 60x80 .* --size {larger[0]} {larger[1]}'
+        ):
+            dataset.images('front', size=larger)
     assert dataset.episode(0).success is None
 
 

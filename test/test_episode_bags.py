@@ -11,7 +11,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mcap._chunk_builder import ChunkBuilder
 from mcap.reader import make_reader
+from mcap.records import MessageIndex
 from mcap.writer import CompressionType, Writer
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
@@ -312,6 +314,38 @@ def test_repairing_twice_or_a_whole_file_changes_nothing(tmp_path, numbered_bag)
 def test_a_file_without_one_message_is_left_as_it_is(tmp_path, content):
     assert repaired(tmp_path, content) is None
     assert (tmp_path / 'cut' / 'cut_0.mcap').read_bytes() == content
+
+
+def test_an_index_without_entries_costs_no_chunk(tmp_path, monkeypatch):
+    """Go's writer indexes every channel that it has met in every chunk, also where it says nothing."""
+    reset = ChunkBuilder.reset
+
+    def reset_keeping_channels(builder):
+        channels = list(builder.message_indices)
+        reset(builder)
+        builder.message_indices = {channel: MessageIndex(channel, []) for channel in channels}
+
+    monkeypatch.setattr(ChunkBuilder, 'reset', reset_keeping_channels)
+    path = tmp_path / 'go.mcap'
+    with open(path, 'wb') as file:
+        writer = Writer(file, chunk_size=200, compression=CompressionType.NONE)
+        writer.start('ros2', 'mcap go v1.7.0')
+        schema = writer.register_schema('std_msgs/msg/Float64', 'ros2msg', b'float64 data\n')
+        often, once = (
+            writer.register_channel(topic, 'cdr', schema, {OFFERED_QOS: ''}) for topic in ('/often', '/once')
+        )
+        writer.add_message(once, START_NS, bytes(12), START_NS)
+        for i in range(200):
+            writer.add_message(often, START_NS + i, i.to_bytes(12, 'little'), START_NS + i)
+        writer.finish()
+    monkeypatch.undo()
+    scan, content = scan_mcap(path), path.read_bytes()
+    assert (scan.damage, sum(scan.counts.values())) == ('', 201)
+    found = repaired(tmp_path, content[: int(0.7 * len(content))])
+    assert [stamp for topic, stamp, _ in found if topic == '/often'] == list(
+        range(START_NS, START_NS + len(found) - 1)
+    )
+    assert len(found) > 130
 
 
 def write_without_chunks(path):

@@ -25,7 +25,7 @@ from decoupled_policy_ros.data.bags.recovery import recover
 from decoupled_policy_ros.data.bags.repair import repair_bag
 from decoupled_policy_ros.data.bags.salvage import scan_mcap
 from decoupled_policy_ros.data.bags.writer import BagWriter
-from decoupled_policy_ros.data.conversion.plan import _expand
+from decoupled_policy_ros.data.conversion.recordings import expand
 from decoupled_policy_ros.errors import DatasetError
 
 START_NS = 1_700_000_000_000_000_000
@@ -142,7 +142,7 @@ def test_what_is_set_aside_is_kept_whole_replaces_nothing_and_is_seen_by_nobody(
     episode = store.begin(HEADER)
     write_messages(episode, 1)
     path = episode.finish()
-    assert _expand([store.folder]) == ([path], [])
+    assert expand([store.folder]) == ([path], [])
 
 
 def test_an_episode_without_a_message_is_not_kept(store):
@@ -166,6 +166,20 @@ def test_an_episode_that_can_not_be_removed_is_named_and_let_go(store, monkeypat
     episode = store.begin(HEADER)
     assert episode.number == 2
     episode.discard()
+
+
+@pytest.mark.parametrize(
+    'place', ['episodes.write_json', 'episodes._reserve', 'episodes.BagWriter', 'writer.Writer.start']
+)
+def test_an_episode_that_can_not_begin_leaves_nothing_open(store, monkeypatch, place):
+    monkeypatch.setattr(
+        f'decoupled_policy_ros.data.bags.{place}', Mock(side_effect=OSError(errno.ENOSPC, 'No space left'))
+    )
+    before = len(os.listdir('/proc/self/fd'))
+    for _ in range(3):
+        with pytest.raises(DatasetError, match=r'can not be written: .*No space left'):
+            store.begin(HEADER)
+    assert (len(os.listdir('/proc/self/fd')), names(store.folder)) == (before, [])
 
 
 def test_a_folder_that_can_not_be_used_is_refused(tmp_path):
@@ -388,6 +402,17 @@ def test_the_verb_prints_what_was_lost_and_then_that_nothing_is_left(store, caps
     assert 'is no folder' in capsys.readouterr().err
 
 
+def test_names_with_brackets_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / '[red] cup[' / ']'  # [/] ends a style that was never begun
+    folder.mkdir(parents=True)
+    foreign_bag(folder / 'run [bold]1')
+    for text in ('run [bold]1_recovered', '[red] cup[/]: nothing to recover'):
+        monkeypatch.setattr(sys, 'argv', ['decoupled-policy', 'recover', str(folder)])
+        command()
+        printed = capsys.readouterr().out
+        assert text in printed
+
+
 def test_what_the_verb_prints_into_a_pipe_is_not_cut(tmp_path, capsys, monkeypatch):
     folder = tmp_path / ('a_folder_with_a_long_name' * 3) / ('a_bag_with_a_long_name' * 3)
     folder.parent.mkdir()
@@ -494,12 +519,77 @@ def test_a_bag_that_is_still_being_written_is_left_alone(tmp_path):
     assert recover(tmp_path) == []  # it is whole
 
 
-def test_whole_files_without_metadata_are_left_alone(tmp_path):
-    with BagWriter(tmp_path / 'bag') as writer:
+def whole_bag(folder):
+    with BagWriter(folder) as writer:
         writer.add_topic(TOPIC, 'std_msgs/msg/Float64')
         writer.write(TOPIC, bytes(12), START_NS)
-    (tmp_path / 'bag' / METADATA_FILE).unlink()
+    return folder
+
+
+def test_metadata_that_are_missing_beside_the_files_of_one_recording_are_written(tmp_path):
+    folder = whole_bag(tmp_path / 'run.mcap')  # as of `ros2 bag record -o run.mcap`
+    expected = bag_summary(folder)
+    (folder / METADATA_FILE).unlink()
+    with pytest.raises(
+        DatasetError, match='the recording was not ended; `decoupled-policy recover` completes it'
+    ):
+        bag_summary(folder)
+    (recovery,) = recover(tmp_path)
+    assert (recovery.path, recovery.saved) == (folder, {TOPIC: 1})
+    assert recovery.note == 'metadata.yaml was missing and is written anew'
+    assert names(folder) == ['metadata.yaml', 'run.mcap_0.mcap']
+    assert bag_summary(folder) == expected and recover(tmp_path) == []
+
+
+def test_whole_files_of_other_names_are_left_alone(tmp_path):
+    folder = whole_bag(tmp_path / 'bag')
+    (folder / METADATA_FILE).unlink()
+    (folder / 'bag_0.mcap').rename(folder / 'monday.mcap')
     assert (recover(tmp_path), names(tmp_path)) == ([], ['bag'])
+    with pytest.raises(DatasetError, match=r'give the files themselves, or .*`ros2 bag reindex -s mcap '):
+        bag_summary(folder)
+
+
+def test_a_cut_bag_says_where_it_is_damaged(tmp_path):
+    foreign_bag(tmp_path / 'bag')
+    (file,) = (tmp_path / 'bag').iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    (recovery,) = recover(tmp_path)
+    assert recovery.path is not None and 'bag_0.mcap is damaged at byte ' in recovery.note
+
+
+def test_what_is_left_out_of_a_folder_of_recordings_is_said_with_what_helps(tmp_path):
+    for name in (
+        'a.mcap',
+        'killed',
+        'cut',
+        'database',
+        'day2/c',
+    ):  # a folder's own name says nothing of what it is
+        whole_bag(tmp_path / name)
+    (tmp_path / 'killed' / METADATA_FILE).unlink()
+    (tmp_path / 'database' / METADATA_FILE).unlink()
+    (tmp_path / 'database' / 'database_0.mcap').rename(tmp_path / 'database' / 'database_0.db3')
+    (mcap,) = (tmp_path / 'cut').glob('*.mcap')
+    os.truncate(mcap, mcap.stat().st_size - 100)
+    assert [recovery.path.name for recovery in recover(tmp_path / 'cut')] == ['cut_recovered']
+    found, left_out = expand([tmp_path])
+    assert [path.name for path in found] == ['a.mcap', 'cut_recovered']
+    for line, name, reason in zip(
+        left_out,
+        ('cut', 'database', 'day2', 'killed'),
+        ('what could be read of it is in cut_recovered', '`ros2 bag reindex -s sqlite3 ', 'give it too',
+         '`decoupled-policy recover` completes it'),
+        strict=True,
+    ):  # fmt: skip
+        assert line.startswith(str(tmp_path / name)) and reason in line
+    shutil.rmtree(tmp_path / 'a.mcap')
+    shutil.rmtree(tmp_path / 'cut')
+    shutil.rmtree(tmp_path / 'cut_recovered')
+    with pytest.raises(DatasetError, match=r'has none in it; .*database.* -s sqlite3'):
+        expand([tmp_path])
 
 
 def test_nothing_is_made_of_a_bag_without_a_message(tmp_path):

@@ -10,7 +10,16 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from foreign_files import OSC, WORLD_BASE, droid_columns, truths, write_lerobot, write_libero, write_robomimic
+from foreign_files import (
+    OSC,
+    WORLD_BASE,
+    droid_columns,
+    rotation_values,
+    truths,
+    write_lerobot,
+    write_libero,
+    write_robomimic,
+)
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.data.datasets.dataset import DatasetSpec, DatasetWriter
@@ -104,6 +113,48 @@ def test_joints_stored_as_sine_and_cosine_are_read_within_their_limits(robot, ep
         robot0_joint_pos_cos=lambda e, x: np.cos(e.joints),
     )  # fmt: skip
     require_equal(open_demonstrations(path, robot), episodes, robot)
+
+
+def test_rows_that_a_later_demonstration_lacks_are_refused_naming_it(robot, episodes, tmp_path):
+    """The rows after them would all belong to another action."""
+    many = episodes * 20  # so many that those which the frames are calibrated by leave some out
+
+    def written(name, key, n_rows):
+        path = write_robomimic(tmp_path / f'{name}.hdf5', many)
+        with h5py.File(path, 'a') as file:
+            rows = file[f'data/demo_1/{key}'][:n_rows]
+            del file[f'data/demo_1/{key}']
+            if n_rows:
+                file[f'data/demo_1/{key}'] = rows
+        return path
+
+    found = open_demonstrations(written('vector', 'obs/object', 5), robot)
+    for episode in (None, 1):
+        with pytest.raises(DatasetError, match=r'obs of demo_1 has 5 rows of object for \d+ actions'):
+            found.column('observation.object', episode)
+    for name, key, n_rows, message in (
+        ('short', 'obs/robot0_joint_pos', 7, r'obs of demo_1 has 7 rows of robot0_joint_pos for \d+ actions'),
+        (
+            'joints',
+            'obs/robot0_joint_pos',
+            0,
+            'obs of demo_1 lacks robot0_joint_pos; it has .*robot0_eef_pos',
+        ),
+        ('actions', 'actions', 0, r"demo_1 needs obs and actions, it holds \['obs'\]"),
+    ):
+        path = written(name, key, n_rows)
+        with pytest.raises(DatasetError, match=message):
+            open_demonstrations(path, robot)
+
+
+def test_a_source_that_gives_too_few_rows_is_refused(robot, episodes, tmp_path, monkeypatch):
+    found = open_demonstrations(write_robomimic(tmp_path / 'demo.hdf5', episodes), robot)
+    read = found._source.read
+    monkeypatch.setattr(found._source, 'read', lambda *args: {k: v[:-1] for k, v in read(*args).items()})
+    n = len(episodes[0].joints)
+    for name in COLUMNS:
+        with pytest.raises(DatasetError, match=rf'episode 0: {name} has {n - 1} rows for {n} frames'):
+            found.column(name)
 
 
 def relative_actions(rng, length):
@@ -203,8 +254,6 @@ def test_the_lerobot_port_of_droid_is_recognised(robot, episodes, tmp_path):
 def test_a_mapping_reads_any_rotation_form_units_and_components(robot, episodes, tmp_path, form):
     def rows(base_ee):
         world = WORLD_BASE @ base_ee @ TOOL
-        from decoupled_policy_ros.data.readers.conventions import rotation_values
-
         return np.column_stack([world[:, :3, 3], rotation_values(world[:, :3, :3], form)])
 
     columns = [

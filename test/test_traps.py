@@ -28,6 +28,7 @@ from foreign_files import (
     WORLD_BASE,
     absolute_actions,
     droid_columns,
+    rotation_values,
     truths,
     write_lerobot,
     write_robomimic,
@@ -35,7 +36,7 @@ from foreign_files import (
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.data.readers.calibration import calibrate, require_near
-from decoupled_policy_ros.data.readers.conventions import rotation_matrices, rotation_values
+from decoupled_policy_ros.data.readers.conventions import rotation_matrices
 from decoupled_policy_ros.data.readers.interface import FingerPositions, GripperScale
 from decoupled_policy_ros.data.readers.opening import open_demonstrations
 from decoupled_policy_ros.errors import DatasetError, FingerprintMismatch

@@ -129,10 +129,8 @@ class KinematicsRecorderNode(Node):
         from decoupled_policy_ros.data.motions.files import MotionWriter
 
         for recovery in MotionWriter.recover(folder):
-            what = f'{recovery.n_samples} samples in {recovery.path.name}' if recovery.path else 'nothing'
             self.get_logger().warning(
-                f'{recovery.part.name} was left by a recorder that was killed: saved {what}, '
-                f'lost the last {recovery.lost_bytes} bytes'
+                f'{recovery.part.name} was left by a recorder that was killed: {recovery}'
             )
 
     def _adapt(self) -> None:

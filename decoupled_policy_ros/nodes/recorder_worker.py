@@ -165,4 +165,5 @@ class RecorderWorker:
         self._say(f'recording stopped: {reason}')
 
     def _recover(self) -> None:
-        MotionWriter.recover(self.recorder.folder)
+        for recovery in MotionWriter.recover(self.recorder.folder):
+            self._say(f'{recovery.part.name} was left when the recording stopped: {recovery}')

@@ -130,6 +130,7 @@ class EpisodeWriter:
         self.folder = output / f'.{self.name}.partial'
         self.header = {'format': FORMAT, 'success': None, **header}
         self._progress_bytes = 0
+        self._lock = self._progress = -1
         try:
             self.folder.mkdir()
             self._lock = _lock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,6 +141,9 @@ class EpisodeWriter:
             _reserve(self.folder / RESERVE_FILE)
             self.bag = BagWriter(self.folder, self.name, compression)
         except (OSError, DatasetError) as error:
+            for descriptor in (self._progress, self._lock):
+                if descriptor >= 0:
+                    os.close(descriptor)
             shutil.rmtree(self.folder, ignore_errors=True)
             reason = error.strerror or error if isinstance(error, OSError) else error
             raise DatasetError(f'{self.folder} can not be written: {reason}') from error

@@ -22,10 +22,9 @@ from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from decoupled_policy_ros.data.bags.format import METADATA_FILE
+from decoupled_policy_ros.data.bags.unended import SUFFIXES, recording_files, unended
 from decoupled_policy_ros.errors import DatasetError, MessageError
-
-METADATA_FILE = 'metadata.yaml'
-SUFFIXES = ('.mcap', '.db3')
 
 #: A recording's own clock may be this much out of order (s): writers with several threads do that.
 LOG_SLACK_S = 0.5
@@ -263,10 +262,13 @@ class Bag:
         reason = ' '.join(str(error).split()) or repr(error)
         if 'not supported' in reason or METADATA_FILE in reason or 'metadata' in reason:
             return DatasetError(f'{self.path} can not be read as a rosbag2 recording: {reason}')
-        return DatasetError(
-            f'{self.path} is truncated or damaged ({reason}); `decoupled-policy recover` saves what is there of an '
-            f'MCAP recording that was cut short'
-        )
+        way = '`decoupled-policy recover` saves what is there of an MCAP recording that was cut short'
+        if any(path.suffix == '.db3' for path in self._files()):
+            way = 'of an SQLite file, `sqlite3 FILE .recover` may save what is there'
+        return DatasetError(f'{self.path} is truncated or damaged ({reason}); {way}')
+
+    def _files(self) -> list[Path]:
+        return recording_files(self.path) if self.path.is_dir() else [self.path]
 
 
 def _require_bag(path: Path) -> None:
@@ -278,13 +280,13 @@ def _require_bag(path: Path) -> None:
         return
     if (path / METADATA_FILE).is_file():
         return
-    storages = [file.name for suffix in SUFFIXES for file in sorted(path.glob(f'*{suffix}'))]
-    if storages:
-        raise DatasetError(
-            f'{path} has {", ".join(storages)} but no {METADATA_FILE}: the recording was not ended; '
-            f'`decoupled-policy recover` completes it'
-        )
-    raise DatasetError(f'{path} is no bag: a rosbag2 folder has a {METADATA_FILE} and .mcap or .db3 files')
+    try:
+        reason = unended(path)
+    except OSError as error:
+        raise DatasetError(f'{path} can not be read: {error.strerror or error}') from error
+    raise DatasetError(
+        reason or f'{path} is no bag: a rosbag2 folder has a {METADATA_FILE} and .mcap or .db3 files'
+    )
 
 
 def _jump_back_ns(storages: Iterable[object], by_topic: bool) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from decoupled_policy_ros.data.bags.episodes import (
@@ -24,15 +25,20 @@ from decoupled_policy_ros.data.bags.episodes import (
     read_episode,
     try_lock,
 )
-from decoupled_policy_ros.data.bags.format import MAGIC, METADATA_FILE
+from decoupled_policy_ros.data.bags.format import METADATA_FILE
 from decoupled_policy_ros.data.bags.reader import bag_summary
 from decoupled_policy_ros.data.bags.repair import Repair, rebuild_metadata, repair_bag
 from decoupled_policy_ros.data.bags.salvage import Scan, scan_mcap
+from decoupled_policy_ros.data.bags.unended import (
+    RECOVERED_SUFFIX,
+    has_end,
+    is_one_recording,
+    recording_files,
+)
 from decoupled_policy_ros.data.bags.writer import LIBRARY
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.files import write_json
 
-RECOVERED_SUFFIX = '_recovered'
 REST_SUFFIX, DAMAGED_SUFFIX = '.rest', '.damaged'
 
 
@@ -66,7 +72,8 @@ def recover(folder: str | Path) -> list[Recovery]:
     """Make an episode of each partial one in `folder` and below, and a bag beside each truncated one.
 
     A finished episode that was cut later is such a bag; what its episode.json says of it goes with what is saved. A
-    metadata.yaml that says nothing, as after a power cut, is written anew from what is in the files.
+    metadata.yaml that says nothing, as after a power cut, is written anew from what is in the files, as is one that
+    is missing beside files with the names of one recording.
     Nothing that a living recorder is writing is touched. To do it again does nothing. One that can't be read or
     written does not keep the others from being recovered.
 
@@ -113,8 +120,8 @@ def recovery_table(recoveries: Sequence[Recovery]) -> Table:
         for i, topic in enumerate(topics):
             noted = topic in recovery.received
             table.add_row(
-                '' if i else recovery.source.name,
-                topic or '-',
+                '' if i else escape(recovery.source.name),
+                escape(topic) or '-',
                 str(recovery.received[topic]) if noted else '?',
                 str(recovery.saved.get(topic, 0)),
                 str(recovery.lost(topic)) if noted else '?',
@@ -238,12 +245,10 @@ def _final_path(partial: Path) -> Path:
 
 def _recover_bag(folder: Path) -> Recovery | None:
     target = folder.with_name(folder.name + RECOVERED_SUFFIX)
-    files = sorted(folder.glob('*.mcap'), key=_file_number)
-    whole = all(map(_has_end, files))
-    if target.exists() or (whole and not _has_damaged_metadata(folder)):
-        return (
-            None  # done before, or nothing to do: `ros2 bag reindex` writes a metadata.yaml that is missing
-        )
+    files = recording_files(folder, '.mcap')
+    whole = all(map(has_end, files))
+    if target.exists() or (whole and not _lacks_metadata(folder, files)):
+        return None  # done before, or nothing to do
     if any(_is_being_written(path) for path in files):
         return Recovery(folder, None, 'a recorder is writing it: left alone')
     if whole:
@@ -273,6 +278,8 @@ def _recover_bag(folder: Path) -> Recovery | None:
             lost_bytes += path.stat().st_size
             (hidden / path.name).unlink()
         header, note = _header_of_bag(folder)
+        damaged = [_damage(path, scan) for path, scan in scans.items() if scan.damage]
+        note = '; '.join(filter(None, (note, *damaged)))
         topics: dict[str, Any] = header.get('topics', {})
         received = {name: int(topic['received']) for name, topic in topics.items() if 'received' in topic}
         done = Recovery(folder, target, note, repair.messages, received, lost_bytes)
@@ -292,10 +299,10 @@ def _header_of_bag(folder: Path) -> tuple[dict[str, Any], str]:
         return {}, f'left out: {error}'
 
 
-def _has_damaged_metadata(folder: Path) -> bool:
-    """Whether there is a metadata.yaml that says nothing, as after a power cut."""
+def _lacks_metadata(folder: Path, files: list[Path]) -> bool:
+    """Whether metadata.yaml says nothing, as after a power cut, or is missing beside the files of one recording."""
     if not (folder / METADATA_FILE).is_file():
-        return False
+        return is_one_recording(folder, files)
     try:
         bag_summary(folder)
     except DatasetError:
@@ -304,24 +311,13 @@ def _has_damaged_metadata(folder: Path) -> bool:
 
 
 def _rebuild_metadata(folder: Path, scans: Mapping[Path, Scan]) -> Recovery:
-    damaged = folder / f'{METADATA_FILE}{DAMAGED_SUFFIX}'
-    shutil.copyfile(folder / METADATA_FILE, damaged)
+    note = f'{METADATA_FILE} was missing and is written anew'
+    if (folder / METADATA_FILE).is_file():
+        damaged = folder / f'{METADATA_FILE}{DAMAGED_SUFFIX}'
+        shutil.copyfile(folder / METADATA_FILE, damaged)
+        note = f'{METADATA_FILE} was damaged and is written anew; what it was is kept in {damaged.name}'
     saved = rebuild_metadata(scans)
-    note = f'{METADATA_FILE} was damaged and is written anew; what it was is kept in {damaged.name}'
     return Recovery(folder, folder, note, saved)
-
-
-def _has_end(path: Path) -> bool:
-    """Whether a file ends as a whole one does."""
-    with path.open('rb') as file:
-        file.seek(-min(len(MAGIC), path.stat().st_size), os.SEEK_END)
-        return file.tell() > len(MAGIC) and file.read() == MAGIC
-
-
-def _file_number(path: Path) -> tuple[int, str]:
-    """bag_10.mcap comes after bag_9.mcap."""
-    number = path.stem.rpartition('_')[2]
-    return (int(number) if number.isdigit() else -1, path.name)
 
 
 def _is_being_written(path: Path) -> bool:

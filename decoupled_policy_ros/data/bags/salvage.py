@@ -188,7 +188,10 @@ def _keep(found: Scan, opcode: int, body: bytes) -> None:
         records, size = get_chunk_data_stream(chunk, validate_crc=True)
         _keep_chunk(found, chunk, records.read(size), len(body))
     elif opcode == Opcode.MESSAGE_INDEX:
-        index, block = MessageIndex.read(stream), found.blocks[-1]
+        index = MessageIndex.read(stream)
+        if not index.records:  # some writers index channels that say nothing in a chunk
+            return
+        block = found.blocks[-1]
         if block.chunk is None or index.channel_id not in block.entries:
             raise ValueError('a message index of no chunk')
         block.chunk.message_index_offsets[index.channel_id] = found.kept_end

@@ -79,7 +79,11 @@ class BagWriter:
                 chunk_size=CHUNK_BYTES,
                 compression=COMPRESSIONS[compression],
             )
-            self._writer.start(PROFILE, LIBRARY)
+            try:
+                self._writer.start(PROFILE, LIBRARY)
+            except OSError:
+                self._file.close()
+                raise
         except OSError as error:
             raise DatasetError(f'{self.path} can not be written: {error.strerror or error}') from error
 

@@ -220,16 +220,16 @@ class _Conversion:
         self.pieces.append({'folder': name, 'frames': len(kept), **stamps})
 
     def _columns(self, frames: list[_Row]) -> dict[str, NDArray[Any]]:
-        """Vectors (T, dim) of a piece; the action of a frame is the command in force, or the next pose."""
+        """Vectors (T, dim) of a piece; the action of a frame is the command in force, or what came next."""
         robot, spec = self.robot, self.task.spec
         joints = np.stack([frame.joint_positions for frame in frames])
         pose = self.kinematics.forward_many(joints[:, : len(robot.joint_names)])
         measured = robot.gripper.normalised(joints[:, len(robot.joint_names) :])
         following = np.minimum(np.arange(len(frames)) + 1, len(frames) - 1)
+        gripper = measured[following]  # where nobody commanded it, whatever the poses are
+        target = pose[following]
         if spec.action == 'commanded':
-            target, gripper = np.stack([frame.target for frame in frames]), measured  # type: ignore[misc]
-        else:
-            target, gripper = pose[following], measured[following]
+            target = np.stack([frame.target for frame in frames])  # type: ignore[misc]
         if spec.gripper_source == 'commanded':
             pairs = zip(frames, gripper, strict=True)
             gripper = np.array([m if frame.gripper is None else frame.gripper for frame, m in pairs])

@@ -294,13 +294,13 @@ def _changed(stream: StreamSpec, settings: ConvertSettings) -> StreamSpec:
 def _actions(
     robot: RobotDescription, settings: ConvertSettings, bags: list[PlannedBag], skip_bad: bool
 ) -> tuple[str, str]:
-    """Kind of action and source of the gripper's: commanded where it was recorded."""
+    """Kind of action and source of the gripper's: commanded in a recording that can be used."""
+    readable = [bag for bag in bags if bag.problem is None]
 
     def having(topic: str) -> list[PlannedBag]:
         name = absolute(robot.topics[topic], settings.namespace)
-        return [bag for bag in bags if bag.summary.counts.get(name)]
+        return [bag for bag in readable if bag.summary.counts.get(name)]
 
-    readable = [bag for bag in bags if bag.problem is None]
     commanded = having('target_pose')
     if settings.action is None and not skip_bad and 0 < len(commanded) < len(readable):
         lacking = next(bag for bag in readable if bag not in commanded)

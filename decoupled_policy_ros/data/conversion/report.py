@@ -13,6 +13,7 @@ from rich.table import Table
 from decoupled_policy_ros.data.conversion.histograms import SKEW, AgeHistograms
 from decoupled_policy_ros.data.conversion.plan import Plan
 from decoupled_policy_ros.data.datasets.dataset import label_counts
+from decoupled_policy_ros.data.picture_text import literal
 from decoupled_policy_ros.files import write_json
 
 FOLDER = 'conversion'  # in the dataset
@@ -141,7 +142,7 @@ def _draw(path: Path, report: dict[str, Any]) -> None:
         edges_ms = np.linspace(0.0, 1e3 * entry['limit_s'], len(entry['counts']) + 1)
         axis.stairs(entry['counts'], edges_ms, fill=True, color='tab:purple' if name == SKEW else 'tab:blue')
         axis.set_yscale('symlog')
-        axis.set_xlabel('skew between streams (ms)' if name == SKEW else f'age of {name} (ms)')
+        axis.set_xlabel('skew between streams (ms)' if name == SKEW else f'age of {literal(name)} (ms)')
         axis.set_title(
             f'mean {1e3 * entry["mean_s"]:.1f} ms, largest {1e3 * entry["maximum_s"]:.1f} ms, '
             f'limit {1e3 * entry["limit_s"]:.0f} ms',
@@ -157,13 +158,19 @@ def _draw(path: Path, report: dict[str, Any]) -> None:
 def _draw_frames(axis: Any, bags: list[dict[str, Any]], total: int) -> None:
     """Stacked bars of the first recordings: kept, then cut by reason."""
     reasons = sorted({reason for record in bags for reason, frames in record['cut'].items() if frames})
-    names, positions = [Path(record['bag']).name for record in bags], np.arange(len(bags))
+    names, positions = [literal(Path(record['bag']).name) for record in bags], np.arange(len(bags))
     left = np.zeros(len(bags))
     for reason in ('kept', *reasons):
         width = np.array(
             [record['frames'] if reason == 'kept' else record['cut'].get(reason, 0) for record in bags], float
         )
-        axis.barh(positions, width, left=left, label=reason, color='tab:green' if reason == 'kept' else None)
+        axis.barh(
+            positions,
+            width,
+            left=left,
+            label=literal(reason),
+            color='tab:green' if reason == 'kept' else None,
+        )
         left += width
     axis.set_yticks(positions, names, fontsize='small')
     axis.invert_yaxis()

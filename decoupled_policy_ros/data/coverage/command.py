@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from decoupled_policy_ros.data.coverage.coverage import Coverage, CoverageSettings, measure
 from decoupled_policy_ros.data.coverage.report import Row, summary_rows, task_rows, write_report
 from decoupled_policy_ros.data.coverage.task import TaskNeeds, compare_task
+from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.robot.description import RobotDescription
 
 REPORT = 'coverage.json'
@@ -40,22 +42,39 @@ def run_coverage(
         options: for datasets, see `open_source`.
 
     Raises:
-        DatasetError, FingerprintMismatch, ConfigError: see `measure`.
+        DatasetError: `out` can't be made; and as `measure`.
+        FingerprintMismatch, ConfigError: see `measure`.
     """
     if pictures:  # before the work, in case that there is no matplotlib
         from decoupled_policy_ros.data.coverage.pictures import draw
     console = Console()
-    with _progress(console) as count:
+    with _made(out), _progress(console) as count:
         coverage = measure(paths, robot, settings, count, **options)
         needs = compare_task(task, coverage, count, **options) if task is not None else None
     _print(console, coverage, needs, [str(path) for path in paths], str(task))
-    out.mkdir(parents=True, exist_ok=True)
     write_report(out / REPORT, coverage, needs)
     written = [REPORT]
     if pictures:
         written += [path.name for path in draw(out, coverage, needs)]
-    console.print(f'{out}: {", ".join(written)}', highlight=False, soft_wrap=True)
+    console.print(f'{escape(str(out))}: {", ".join(written)}', highlight=False, soft_wrap=True)
     return coverage
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder before the work, in case that it can't be; where that fails, nothing is left that wasn't there."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatasetError(f'{folder} can not be made: {error.strerror or error}') from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # somebody else has put something there
+            for place in new:
+                place.rmdir()
+        raise
 
 
 @contextmanager
@@ -77,10 +96,10 @@ def _print(
 
 
 def _table(title: str, rows: list[Row]) -> Table:
-    table = Table(title=title, show_header=False, title_justify='left')
+    table = Table(title=escape(title), show_header=False, title_justify='left')
     table.add_column(style='bold', no_wrap=True)
     table.add_column(justify='right')
     table.add_column(style='dim')
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table

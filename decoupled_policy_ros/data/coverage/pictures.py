@@ -18,6 +18,7 @@ from decoupled_policy_ros.data.coverage.bins import DIRECTION_NAMES, Histogram, 
 from decoupled_policy_ros.data.coverage.coverage import Coverage
 from decoupled_policy_ros.data.coverage.report import QUANTILES, share_of_range, share_of_reachable
 from decoupled_policy_ros.data.coverage.task import AXES, TaskNeeds
+from decoupled_policy_ros.data.picture_text import literal
 from decoupled_policy_ros.errors import DatasetError
 
 COLOURS = colormaps['viridis']
@@ -273,4 +274,4 @@ def _sphere(figure: Figure, axes: Axes, sphere: SphereBins, title: str) -> None:
 
 def _sources(coverage: Coverage) -> str:
     names = [Path(source['path']).name for source in coverage.sources] or [coverage.robot.name]
-    return ', '.join(names if len(names) <= 3 else [*names[:3], f'and {len(names) - 3} more'])
+    return literal(', '.join(names if len(names) <= 3 else [*names[:3], f'and {len(names) - 3} more']))

@@ -92,9 +92,7 @@ class Dataset:
         root = Path(root)
         try:
             info = json.loads((root / layout.INFO_PATH).read_text())
-            version = str(info.get('codebase_version'))
-            if not version.startswith('v3.'):  # whose other files may lie elsewhere
-                raise DatasetError(f'{root} has layout {version}; this package reads {layout.VERSION}')
+            layout.require_info(info, root)
             paths = sorted((root / 'meta' / 'episodes').glob('chunk-*/file-*.parquet'))
             columns = [n for n in pq.read_schema(paths[0]).names if not n.startswith('stats/')]
             tables = [pq.read_table(path, columns=columns) for path in paths]
@@ -102,6 +100,7 @@ class Dataset:
             tasks = layout.task_names(pq.read_table(root / layout.TASKS_PATH))
         except (OSError, ValueError, IndexError, pa.ArrowException) as error:
             raise DatasetError(f'{root} is no readable LeRobot {layout.VERSION} dataset: {error}') from error
+        layout.require_episode_columns(episodes.column_names, root)
         episodes = episodes.sort_by('episode_index')
         if episodes['episode_index'].to_pylist() != list(range(len(episodes))):
             raise DatasetError(f'{root}: meta/episodes does not count its episodes from 0 without a gap')
@@ -163,9 +162,9 @@ class Dataset:
         """
         try:
             return Fingerprint.from_dict(self.info[layout.OWN_BLOCK]['fingerprint'])
-        except KeyError as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
-                f'{self.root}: info.json has no {layout.OWN_BLOCK}.fingerprint ({error})'
+                f'{self.root}: info.json has no {layout.OWN_BLOCK}.fingerprint ({error!r})'
             ) from error
 
     @property
@@ -205,13 +204,15 @@ class Dataset:
 
         Raises:
             DatasetError: no such camera or episode, an image or video that can't be decoded, one that is of
-                another size than declared, or a video with more or fewer frames than its episode.
+                another size than declared, a video with more or fewer frames than its episode, or a size larger
+                than what this package stored.
         """
         name = camera if camera in self.features else layout.IMAGE_PREFIX + camera
         feature = self._feature(name)
         if feature['dtype'] not in ('image', 'video'):
             raise DatasetError(f'{name} is a column of {feature["dtype"]}; read it with column()')
         stored, rows = layout.image_size(feature, name), self._rows(episode)
+        self._require_not_enlarged(name, stored, size)
         images = np.empty((rows, *(size or stored), 3), np.uint8)
         if feature['dtype'] == 'video':
             self._read_videos(name, stored, episode, images)
@@ -230,6 +231,16 @@ class Dataset:
         if first != rows:
             raise DatasetError(f'{self.root}: {name} has {first} images for {rows} frames')
         return images
+
+    def _require_not_enlarged(self, name: str, stored: tuple[int, int], size: tuple[int, int] | None) -> None:
+        """What convert shrank would be enlarged to a blur that a policy, given the camera's pictures, never sees."""
+        if layout.OWN_BLOCK not in self.info or size is None:
+            return
+        if size[0] > stored[0] or size[1] > stored[1]:
+            raise DatasetError(
+                f'{self.root}: {name} is stored as {stored[0]}x{stored[1]} and can not be enlarged to '
+                f'{size[0]}x{size[1]}: take at most that, or convert the recordings with --size {size[0]} {size[1]}'
+            )
 
     def _read_videos(
         self, name: str, stored: tuple[int, int], episode: int | None, images: NDArray[np.uint8]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -46,9 +47,57 @@ INDEX_FEATURES: dict[str, dict[str, Any]] = {
     'task_index': {'dtype': 'int64', 'shape': [1], 'names': None},
 }
 
+#: What reading needs of info.json and of meta/episodes.
+_INFO_KINDS: dict[str, type | tuple[type, ...]] = {
+    'total_frames': int, 'fps': (int, float), 'data_path': str, 'features': dict
+}  # fmt: skip
+_EPISODE_COLUMNS = ('episode_index', 'length', 'dataset_to_index', 'data/chunk_index', 'data/file_index')
+
 _IMAGE_TYPE = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
 # For pictures this is both the fastest and, of those that take less than five times as long, the smallest.
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+
+
+def require_info(info: Any, root: Path) -> None:
+    """Refuse the content of an info.json of another layout, or in which something is missing or of another kind.
+
+    Raises:
+        DatasetError: which, and what it is.
+    """
+    if not isinstance(info, dict):
+        raise DatasetError(f'{root}: info.json must be an object, got {type(info).__name__}')
+    version = str(info.get('codebase_version'))
+    if not version.startswith('v3.'):  # whose other files may lie elsewhere
+        raise DatasetError(f'{root} has layout {version}; this package reads {VERSION}')
+    values = dict(info)
+    wanted = dict(_INFO_KINDS)
+    features = info.get('features')
+    for name, feature in features.items() if isinstance(features, dict) else ():
+        values |= {f'features.{name}.{key}': value for key, value in _items(feature)}
+        wanted |= {f'features.{name}.dtype': str, f'features.{name}.shape': list}
+        if values.get(f'features.{name}.dtype') == 'video':
+            wanted['video_path'] = str
+    if OWN_BLOCK in info:
+        wanted[OWN_BLOCK] = dict
+    for name, kind in wanted.items():
+        if not isinstance(values.get(name), kind):
+            found = repr(values[name]) if name in values else 'missing'
+            raise DatasetError(f'{root}: info.json is damaged: {name} is {found}')
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def require_episode_columns(there: Sequence[str], root: Path) -> None:
+    """Refuse a meta/episodes without a column that reading needs.
+
+    Raises:
+        DatasetError: which.
+    """
+    missing = [name for name in _EPISODE_COLUMNS if name not in there]
+    if missing:
+        raise DatasetError(f'{root}: meta/episodes lacks the columns {", ".join(missing)}')
 
 
 def next_place(place: tuple[int, int]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ For the window whose newest observation is frame t, with n observation steps and
     action frames         t-n+1 ... t-n+H        a chunk starts at the time of its first observation
 
 No window leaves its episode: frames before its first or after its last are clamped to those, and the
-masks say which frames are real. There is one window per frame, and it has the number of its frame t.
+mask says which actions are real. There is one window per frame, and it has the number of its frame t.
 """
 
 from __future__ import annotations
@@ -70,10 +70,6 @@ class Windows:
     def actions(self, batch: ArrayLike) -> Indices:
         """Frames (B, H) of the action chunks of the windows (B,)."""
         return self._clamped(batch, self.horizon)[0]
-
-    def observation_mask(self, batch: ArrayLike) -> NDArray[np.bool_]:
-        """True (B, n) where a frame of `observations` was not clamped."""
-        return self._clamped(batch, self.n_obs_steps)[1]
 
     def mask(self, batch: ArrayLike) -> NDArray[np.bool_]:
         """True (B, H) where a frame of `actions` was not clamped."""

@@ -7,7 +7,7 @@
 The schema's metadata say whose kinematics these are; the metadata of each batch say what its writer knew
 by then (a summary, e.g. the residual against a measured pose). The file grows as `*.arrow.part`, each batch
 in the hands of the operating system as soon as it is written, so that a writer that is killed loses no more
-than the batch it was filling; `recover` saves the rest.
+than the batch it was filling; `recover` saves the rest, and deletes nothing but such a torn batch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
+import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,19 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from decoupled_policy_ros.data.datasets.lerobot_layout import OWN_BLOCK, arrow_vector
-from decoupled_policy_ros.errors import DatasetError
+from decoupled_policy_ros.errors import DatasetError, FingerprintMismatch
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.robot.poses import ACTION_DIM
 
 SUFFIX = '.arrow'
 PART_SUFFIX = '.arrow.part'
 
-_END_OF_STREAM = b'\xff\xff\xff\xff\x00\x00\x00\x00'
+DAMAGED_SUFFIX = '.damaged'
+
+_MESSAGE_BEGIN = (
+    b'\xff\xff\xff\xff'  # then the length of what describes the message, which has its body's length
+)
+_END_OF_STREAM = _MESSAGE_BEGIN + b'\x00\x00\x00\x00'
 
 
 class MotionWriter:
@@ -147,16 +153,29 @@ class MotionWriter:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What became of one partial file: `path` is None where not one batch was complete."""
+    """What became of one partial file.
+
+    `path` is None where nothing could be read. `damaged` is where the file's bytes are kept, if more than its last
+    batch is missing; None where it was deleted.
+    """
 
     part: Path
     path: Path | None
     n_samples: int
     lost_bytes: int
+    damaged: Path | None = None
+
+    def __str__(self) -> str:
+        saved = f'{self.n_samples} samples in {self.path.name}' if self.path else 'nothing'
+        if self.damaged is None:
+            return f'saved {saved}, lost the last {self.lost_bytes} bytes'
+        return f'it is damaged: saved {saved}, and kept it as {self.damaged.name}'
 
 
 def recover(folder: str | Path) -> list[Recovery]:
     """Turn each `*.arrow.part` that no living writer holds into a motion file of its complete batches.
+
+    One that is damaged, rather than torn in its last batch, is kept beside it as `*.arrow.part.damaged`.
 
     Raises:
         DatasetError: a recovered motion can't be written.
@@ -174,13 +193,56 @@ def _recover(part: Path) -> Recovery | None:
             return None  # its writer lives
         content = file.read()
         schema, batches, used_bytes = _complete_batches(content)
-        n_samples = sum(batch.num_rows for batch, _ in batches)
-        path = None
+        is_ours = schema is not None and _fingerprint(schema) is not None
+        n_samples = sum(batch.num_rows for batch, _ in batches) if is_ours else 0
+        path = damaged = None
         if schema is not None and n_samples:
             path = _free_path(part.with_name(part.name.removesuffix('.part')))
             _rewrite(path, schema, batches)
-        part.unlink()
-    return Recovery(part, path, n_samples, len(content) - used_bytes)
+        if (is_ours or schema is None) and _is_torn(content[used_bytes:]):
+            part.unlink()
+        else:  # there may be whole batches behind the damage
+            damaged = _keep(part)
+    return Recovery(part, path, n_samples, len(content) - used_bytes, damaged)
+
+
+def _keep(part: Path) -> Path:
+    """Give a damaged file a name by which it is not recovered again; returns its path."""
+    names = (part.with_name(f'{part.name}{DAMAGED_SUFFIX}{i or ""}') for i in range(1_000_000))
+    kept = next(path for path in names if not path.exists())
+    try:
+        return part.rename(kept)
+    except OSError as error:
+        raise DatasetError(f'{part} can not be kept as {kept.name}: {error.strerror or error}') from error
+
+
+def _is_torn(rest: bytes) -> bool:
+    """Whether what follows the complete batches is one message whose end is missing, or nothing, and not damage."""
+    if len(rest) < len(_END_OF_STREAM) or rest == _END_OF_STREAM:
+        return rest[:4] == _MESSAGE_BEGIN[: len(rest)]
+    if rest[:4] != _MESSAGE_BEGIN or any(rest[i : i + 4] == _MESSAGE_BEGIN for i in range(8, len(rest), 8)):
+        return False
+    (described,) = struct.unpack_from('<I', rest, 4)
+    if len(rest) < 8 + described:
+        return True
+    try:
+        return len(rest) < 8 + described + _body_bytes(rest[8 : 8 + described])
+    except struct.error:
+        return False
+
+
+def _body_bytes(description: bytes) -> int:
+    """Length of a message's body, the fourth field of the flatbuffer that describes the message.
+
+    Raises:
+        struct.error: it is none.
+    """
+    (table,) = struct.unpack_from('<I', description)
+    (to_fields,) = struct.unpack_from('<i', description, table)
+    (n_bytes,) = struct.unpack_from('<H', description, table - to_fields)
+    place = 4 + 2 * 3
+    (field,) = struct.unpack_from('<H', description, table - to_fields + place) if n_bytes > place else (0,)
+    return int(struct.unpack_from('<q', description, table + field)[0]) if field else 0
 
 
 Batches = list[tuple[pa.RecordBatch, dict[str, Any]]]
@@ -197,9 +259,17 @@ def _complete_batches(content: bytes) -> tuple[pa.Schema | None, Batches, int]:
         while True:
             batch, metadata = reader.read_next_batch_with_custom_metadata()
             batch.validate()
-            batches.append((batch, json.loads((metadata or {}).get(b'summary', b'{}'))))
+            summary = json.loads((metadata or {}).get(b'summary', b'{}'))
+            if not isinstance(summary, dict):
+                raise ValueError('a summary that is no object')
+            batches.append((batch, summary))
             used = source.tell()
-    except (StopIteration, ValueError, OSError):  # ArrowInvalid is a ValueError; a cut message raises either
+    except (
+        StopIteration,
+        ValueError,
+        OSError,
+        pa.ArrowException,
+    ):  # a cut or damaged message raises any of them
         return (reader.schema if used else None), batches, used
 
 
@@ -233,6 +303,17 @@ def _schema(fingerprint: Fingerprint) -> pa.Schema:
     return pa.schema(fields, metadata={OWN_BLOCK: json.dumps({'fingerprint': fingerprint.to_dict()})})
 
 
+def _fingerprint(schema: pa.Schema) -> Fingerprint | None:
+    """Whose kinematics a file is about; None where its schema is not ours, or damaged."""
+    try:
+        fingerprint = Fingerprint.from_dict(
+            json.loads((schema.metadata or {})[OWN_BLOCK.encode()])['fingerprint']
+        )
+        return fingerprint if schema.equals(_schema(fingerprint)) else None
+    except (KeyError, TypeError, ValueError, FingerprintMismatch):
+        return None
+
+
 def read_stream(path: Path) -> tuple[Fingerprint, pa.Table, dict[str, Any]]:
     """Fingerprint, samples and last summary of one finished motion file.
 
@@ -244,12 +325,12 @@ def read_stream(path: Path) -> tuple[Fingerprint, pa.Table, dict[str, Any]]:
     except OSError as error:
         raise DatasetError(f'{path} can not be read: {error}') from error
     schema, batches, used_bytes = _complete_batches(content)
-    if schema is None or (own := (schema.metadata or {}).get(OWN_BLOCK.encode())) is None:
+    fingerprint = None if schema is None else _fingerprint(schema)
+    if fingerprint is None:
         raise DatasetError(f'{path} is no motion file: {len(content)} bytes without our Arrow schema')
     if content[used_bytes:] != _END_OF_STREAM:
         raise DatasetError(
             f'{path} is cut short after {used_bytes} bytes; MotionWriter.recover saves partial files'
         )
-    fingerprint = Fingerprint.from_dict(json.loads(own)['fingerprint'])
     table = pa.Table.from_batches([batch for batch, _ in batches], schema)
     return fingerprint, table, batches[-1][1] if batches else {}

@@ -111,20 +111,6 @@ def rotation_matrices(values: ArrayLike, form: str) -> Array:
     return Rotation.from_euler(_euler_sequence(form), rows).as_matrix()
 
 
-def rotation_values(matrices: ArrayLike, form: str) -> Array:
-    """Rows (T, n) of a form from rotation matrices (T, 3, 3); inverse of `rotation_matrices`."""
-    rotation_size(form)
-    matrices = np.asarray(matrices, float)
-    if form.startswith('rot6d'):
-        turned = matrices if form == 'rot6d_columns' else np.swapaxes(matrices, -1, -2)
-        return poses.rot6d_from_rotation(turned)
-    rotation = Rotation.from_matrix(matrices)
-    if form.startswith('quat'):
-        quat_xyzw = rotation.as_quat()
-        return quat_xyzw if form == 'quat_xyzw' else np.roll(quat_xyzw, 1, -1)
-    return rotation.as_rotvec() if form == 'axis_angle' else rotation.as_euler(_euler_sequence(form))
-
-
 def gripper_from(values: ArrayLike, open_value: float, closed_value: float, where: str) -> Array:
     """Gripper values (T,) in [-1 open, +1 closed] from a scale of which both ends are known.
 

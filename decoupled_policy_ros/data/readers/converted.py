@@ -196,6 +196,8 @@ class Converted:
             values = self._proprioception.many(joints) if name == PROPRIOCEPTION else joints
         else:
             values = rows[f'vector.{name.removeprefix("observation.")}']
+        if len(values) < self._kept[episode]:  # the rows of the next episode would take their place
+            raise DatasetError(f'{where}: {name} has {len(values)} rows for {self._kept[episode]} frames')
         return np.asarray(values[: self._kept[episode]], np.float32)
 
     def _arm(self, joints: NDArray[Any]) -> Array:

@@ -1,15 +1,20 @@
 """Motions of the joints: along what a policy is allowed to do, from one trajectory to the next, and to rest."""
 
+import contextlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from limits_checker import JointChecker
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.robot.poses import action_from_pose
+from decoupled_policy_ros.runtime.assembly import assembled_steering, default_guard
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.guard.settings import RULES, GuardSettings
@@ -17,8 +22,10 @@ from decoupled_policy_ros.runtime.joint_motion import JointMotion, JointPlanner,
 from decoupled_policy_ros.runtime.joint_steering import InJoints, JointPlan
 from decoupled_policy_ros.runtime.motion import MotionState
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded
+from decoupled_policy_ros.runtime.stopping import StraightOn
 
 ROBOT = load_robot('fr3')
+PANDA = load_robot('panda_sim')
 KINEMATICS = Kinematics(ROBOT)
 HOME = KINEMATICS.forward(ROBOT.home_rad)
 MS = 1_000_000
@@ -360,8 +367,91 @@ def test_too_fast_for_the_joints_is_found():
     there = HOME.copy()
     there[1, 3] += 0.2
     states = [MotionState.at_rest(HOME), MotionState.at_rest(there)]
-    _, found = planner.motion(states, [0, 50 * MS], ROBOT.home_rad)
+    found = planner.breach(planner.motion(states, [0, 50 * MS], ROBOT.home_rad)[0])
     assert found.rule == 'joint_velocity' and found.value > found.limit and 'fr3_joint' in found.detail
+
+
+def test_a_joint_held_at_the_end_of_its_range_is_not_sent_on():
+    """The others do without it; so the end effector still turns as it is asked to."""
+    joints_rad, upper_rad = ROBOT.home_rad.copy(), ROBOT.limits.upper_rad[6]
+    joints_rad[6] = upper_rad - 0.02
+    pose = KINEMATICS.forward(joints_rad)
+    turning = StraightOn(MotionState(pose, np.zeros(3), 0.1 * pose[:3, 2]), 0)
+    stamps_ns = [50 * MS * i for i in range(16)]
+    planner = JointPlanner(ROBOT, ROBOT.limits)
+    states = [turning.state(stamp_ns) for stamp_ns in stamps_ns]
+    motion, unreached = planner.motion(states, stamps_ns, joints_rad)
+    assert unreached is None and planner.breach(motion) is None
+    held = motion.positions_rad[:, 6] > upper_rad - 1e-4
+    assert held.sum() > 8 and not motion.velocities_rad_s[held, 6].any()
+    for stamp_ns in range(0, stamps_ns[-1], 5 * MS):
+        positions_rad, _ = motion.at(stamp_ns)
+        assert positions_rad[6] <= upper_rad + 1e-9
+        wanted = turning.state(stamp_ns).pose
+        np.testing.assert_allclose(KINEMATICS.forward(positions_rad), wanted, atol=1e-3)
+
+
+def near_an_end(seed: int) -> tuple[NDArray[np.float64], Chunk]:
+    """Joints of a Panda, one of them near an end of its range, and a chunk that leads it on to there."""
+    rng, lower, upper = np.random.default_rng(seed), PANDA.limits.lower_rad, PANDA.limits.upper_rad
+    joint, up, gap_rad = rng.integers(7), rng.integers(2), rng.uniform(0.005, 0.1)
+    joints_rad = np.clip(PANDA.home_rad + rng.uniform(-0.4, 0.4, 7), lower + 0.05, upper - 0.05)
+    joints_rad[joint] = upper[joint] - gap_rad if up else lower[joint] + gap_rad
+    rates = rng.uniform(-0.1, 0.1, 7)
+    rates[joint] = (1 if up else -1) * rng.uniform(0.02, 0.4)
+    pose, after = (Kinematics(PANDA).forward(joints_rad + 1e-4 * rates * i) for i in range(2))
+    turn = Rotation.from_matrix(after[:3, :3] @ pose[:3, :3].T).as_rotvec()
+    way = StraightOn(MotionState(pose, (after - pose)[:3, 3] / 1e-4, turn / 1e-4), EPOCH_NS)
+    poses = [way.state(EPOCH_NS + 50 * MS * i).pose for i in range(-1, 15)]
+    return joints_rad, Chunk(action_from_pose(np.stack(poses), -1.0), EPOCH_NS, 20.0)
+
+
+def test_no_joint_swings_out_of_its_range_or_above_its_speed_between_points():
+    arm, checker, sent = Arm(), JointChecker(PANDA), []
+    steering = assembled_steering(
+        PANDA, default_guard(PANDA, True), arm, 25 * MS, sent.append, lambda: arm.now_ns
+    )
+    for seed in range(60):
+        arm.joints_rad, chunk = near_an_end(seed)
+        steering.reset(silently=True)
+        with contextlib.suppress(ChunkRejected):
+            assert steering.adopt(steering.plan(chunk, arm.now_ns))
+    assert len(sent) > 5
+    for motion in sent:
+        checker.restart()
+        checker.add(tuple(PANDA.joint_names), motion)
+        assert (motion.most_sudden_rad_s2 < 1.41 * PANDA.limits.acceleration_rad_s2).all()
+    assert not [breach for breach in checker.breaches if 'acceleration' not in breach]
+
+
+@pytest.mark.parametrize(
+    ('positions_rad', 'velocities_rad_s', 'rule'),
+    [
+        ([-1e-3, -1e-3], [0.2, -0.2], 'joint_position'),  # out of the range and back
+        ([-0.51, -0.49], [0.0, 0.0], None),
+        ([-0.6, -0.4], [0.0, 0.0], 'joint_velocity'),  # 2 rad/s over all of the way, 3 in the middle
+        ([-0.5, -0.5], [0.2, -0.2], None),
+        ([-0.5, -0.5], [0.4, 0.4], 'joint_acceleration'),  # there, back and there again
+    ],
+)
+def test_what_a_controller_makes_of_points_is_looked_at(positions_rad, velocities_rad_s, rule):
+    limits = replace(ROBOT.limits, braking=None)
+    positions, velocities = np.tile(ROBOT.home_rad, (2, 1)), np.zeros((2, 7))
+    positions[:, 0] = ROBOT.limits.upper_rad[0] + positions_rad
+    velocities[:, 0] = velocities_rad_s
+    found = JointPlanner(ROBOT, limits).breach(JointMotion([0, 100 * MS], positions, velocities))
+    assert (found and found.rule) == rule
+
+
+@given(st.lists(st.floats(-1.0, 1.0), min_size=4, max_size=4), st.integers(5, 200))
+def test_extremes_between_points_are_those_of_the_cubic(numbers, duration_ms):
+    positions, velocities = np.array(numbers).reshape(2, 2, 1)
+    motion = JointMotion([0, duration_ms * MS], positions, velocities)
+    passed, rates = zip(*(motion.at(duration_ms * MS * i // 200) for i in range(201)), strict=True)
+    lowest, highest = motion.ranges_rad
+    np.testing.assert_allclose([lowest[0, 0], highest[0, 0]], [np.min(passed), np.max(passed)], atol=1e-4)
+    np.testing.assert_allclose(motion.fastest_rad_s[0, 0], np.abs(rates).max(), rtol=1e-3)
+    change = np.abs(np.diff(rates, axis=0)).max() / (duration_ms / 200 * 1e-3)
 
 
 @given(st.floats(-2.0, 2.0), st.floats(-2.0, 2.0))

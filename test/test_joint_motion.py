@@ -16,10 +16,11 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.robot.poses import action_from_pose
 from decoupled_policy_ros.runtime.assembly import assembled_steering, default_guard
 from decoupled_policy_ros.runtime.chunks import Chunk
-from decoupled_policy_ros.runtime.guard.guard import Guard
+from decoupled_policy_ros.runtime.guard.guard import BESIDE_M, Guard
 from decoupled_policy_ros.runtime.guard.settings import RULES, GuardSettings
-from decoupled_policy_ros.runtime.joint_motion import JointMotion, JointPlanner, braking
+from decoupled_policy_ros.runtime.joint_motion import JointMotion, JointPlanner
 from decoupled_policy_ros.runtime.joint_steering import InJoints, JointPlan
+from decoupled_policy_ros.runtime.joint_stopping import slowed_to_rest
 from decoupled_policy_ros.runtime.motion import MotionState
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded
 from decoupled_policy_ros.runtime.stopping import StraightOn
@@ -452,16 +453,49 @@ def test_extremes_between_points_are_those_of_the_cubic(numbers, duration_ms):
     np.testing.assert_allclose([lowest[0, 0], highest[0, 0]], [np.min(passed), np.max(passed)], atol=1e-4)
     np.testing.assert_allclose(motion.fastest_rad_s[0, 0], np.abs(rates).max(), rtol=1e-3)
     change = np.abs(np.diff(rates, axis=0)).max() / (duration_ms / 200 * 1e-3)
+    np.testing.assert_allclose(motion.most_sudden_rad_s2[0, 0], change, rtol=0.02, atol=0.1)
 
 
-@given(st.floats(-2.0, 2.0), st.floats(-2.0, 2.0))
-def test_braking_never_turns_back_or_accelerates_too_much(first, second):
+@given(st.lists(st.floats(-2.0, 2.0), min_size=8, max_size=8), st.integers(0, 199))
+def test_slowing_down_leads_along_the_motion_and_keeps_its_accelerations(numbers, since_ms):
     limit = np.array([3.0, 10.0])
-    motion = braking(np.zeros(2), np.array([first, second]), 5, limit)
-    speeds = np.abs(motion.velocities_rad_s)
-    assert np.all(np.diff(speeds, axis=0) <= 1e-12) and np.all(speeds[-1] == 0.0)
-    durations_s = np.diff(motion.stamps_ns)[:, None] * 1e-9
-    assert np.all(np.abs(np.diff(motion.velocities_rad_s, axis=0)) / durations_s <= limit * 1.01 + 1e-9)
+    rates = np.array([*numbers, 0.0, 0.0]).reshape(5, 2)
+    positions = np.cumsum(rates, axis=0) * 0.05
+    motion = JointMotion([50 * MS * i for i in range(5)], positions, rates)
+    stop = slowed_to_rest(motion, since_ms * MS, 5, limit)
+    assert stop.stamps_ns[0] == 5 and not stop.velocities_rad_s[-1].any()
+    assert stop.stamps_ns[-1] <= 5 + max(1, 200 - since_ms) * MS
+    for one, other in zip(stop.at(5), motion.at(since_ms * MS), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
+    way = np.stack([motion.at(since_ms * MS + i * MS // 4)[0] for i in range(4 * (201 - since_ms))])
+    for position in stop.positions_rad:
+        assert np.abs(way - position).max(axis=1).min() < 1e-3
+    own = np.max([motion.most_sudden_rad_s2.max(0), limit], axis=0)
+    change = np.abs(np.diff(stop.velocities_rad_s, axis=0)) / stop.durations_s
+    assert (change <= 1.01 * own).all()
+
+
+@pytest.mark.parametrize('how', ['failed', 'set back', 'lockstep'])
+def test_a_floor_is_one_for_the_end_of_all_commands_too(how):
+    """A motion that was about to brake before the floor led into it, had it gone straight on."""
+    floor_m = float(HOME[2, 3]) - 0.05
+    workspace_m = ROBOT.limits.workspace_m.copy()
+    workspace_m[0, 2] = floor_m
+    lowest_m = np.inf
+    for ticks in range(4, 24, 2):
+        arm = Arm(how == 'lockstep', GuardSettings(frozenset(), workspace_m=workspace_m))
+        poses = np.tile(HOME, (16, 1, 1))
+        poses[:, 2, 3] -= 0.5 * 0.05 * np.maximum(0, np.arange(-1, 15))
+        arm.cycle(Chunk(action_from_pose(poses, -1.0), arm.now_ns, 20.0), follow=False)
+        for _ in range(ticks):
+            arm.now_ns += 25 * MS
+            arm.steering.follow(arm.now_ns)
+        if how == 'set back':
+            arm.now_ns -= 3600 * 1000 * MS
+        arm.steering.reset()
+        for stamp_ns in range(*(arm.published[-1].stamps_ns[i] for i in (0, -1)), 2 * MS):
+            lowest_m = min(lowest_m, KINEMATICS.forward(arm.published[-1].at(stamp_ns)[0])[2, 3])
+    assert floor_m - BESIDE_M - 1e-4 < lowest_m < floor_m + 5e-3
 
 
 def test_between_points_cubic_with_velocities_and_straight_without():

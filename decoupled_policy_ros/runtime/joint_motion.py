@@ -32,8 +32,6 @@ NEAR = 1e-7
 #: How fast a redundant arm leans towards its home posture, for each rad/s of its motion and each rad that it is away:
 #: it never moves for the posture alone.
 LEAN = 0.5
-#: Least intervals of a stop: where its velocity is a cubic, the error of the curve between them is below 0.1 mm.
-STOP_INTERVALS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,22 +132,6 @@ class JointMotion:
             np.concatenate([self.positions_rad[:n], positions[None]]),
             None if rates is None else np.concatenate([rates[:n], velocities[None]]),
         )
-
-
-def braking(
-    position_rad: Array, velocity_rad_s: Array, start_ns: int, acceleration_rad_s2: Array
-) -> JointMotion:
-    """From positions and velocities (joints,) to rest, every joint within its acceleration.
-
-    The velocity falls as 1 - 3 u^2 + 2 u^3, as `stopping.Stop` does it.
-    """
-    duration_s = max(float(np.max(1.5 * np.abs(velocity_rad_s) / acceleration_rad_s2)), 1e-3)
-    u = np.linspace(0.0, 1.0, STOP_INTERVALS + 1)[:, None]
-    return JointMotion(
-        [start_ns + round(share * duration_s * NS_PER_S) for share in u[:, 0]],
-        position_rad + duration_s * velocity_rad_s * (u - u**3 + u**4 / 2),
-        velocity_rad_s * (1 - 3 * u**2 + 2 * u**3),
-    )
 
 
 class JointPlanner:

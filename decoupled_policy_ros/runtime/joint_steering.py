@@ -19,7 +19,8 @@ from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.runtime.chunks import NS_PER_S, Chunk
 from decoupled_policy_ros.runtime.guard.guard import missing_joints
 from decoupled_policy_ros.runtime.guard.verdict import Finding
-from decoupled_policy_ros.runtime.joint_motion import STOP_INTERVALS, JointMotion, JointPlanner, braking
+from decoupled_policy_ros.runtime.joint_motion import JointMotion, JointPlanner
+from decoupled_policy_ros.runtime.joint_stopping import STOP_INTERVALS, STOP_NS, slowed_to_rest
 from decoupled_policy_ros.runtime.motion import Motion, UnderWay
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded, Joints, Plan
 from decoupled_policy_ros.runtime.stopping import JointBraking, Stop
@@ -32,8 +33,6 @@ LONGEST_NS = 100_000_000
 SHORTEST_NS = 5_000_000
 #: Share of the joints' accelerations that a stop uses: its joints are found anew, and differ a little.
 BRAKING_SHARE = 0.95
-#: Longest time from one point of a stop to the next (ns).
-STOP_NS = 20_000_000
 #: How much later than now a stop ends at least (ns), at rest: a controller drops what has ended when it hears of it.
 REST_NS = 100_000_000
 
@@ -175,11 +174,13 @@ class InJoints:
         if self._lockstep and since_ns == now_ns:
             # The arm goes as far as was published and no farther, whatever time it is.
             since_ns = start_ns = self._published_ns
+        # What was adopted since the last command begins later than that, where that has led by then.
+        since_ns = max(since_ns, commanded.stamps_ns[0])
         positions, velocities = commanded.at(since_ns)
         # What a controller was sent may begin only later; in lockstep it was sent no more than until then.
         still_to_come = not self._lockstep and (commanded.positions_rad[-1] != positions).any()
         if velocities.any() or still_to_come:
-            stop = braking(positions, velocities, start_ns, self._limits.acceleration_rad_s2)
+            stop = slowed_to_rest(commanded, since_ns, start_ns, self._limits.acceleration_rad_s2)
             ends_ns, rest_ns = (now_ns, STOP_NS) if self._lockstep else (now_ns + REST_NS, REST_NS)
             self._publish(stop if stop.stamps_ns[-1] > ends_ns else stop.resting_until(now_ns + rest_ns))
 

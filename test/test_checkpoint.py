@@ -230,3 +230,18 @@ def test_a_task_that_executes_more_than_a_chunk_has_is_refused(small_backbone, i
     longest = small_backbone.denoiser.horizon - image_contract.n_obs_steps + 1
     with pytest.raises(ConfigError, match=f'n_execute is {n_execute}, .* 1 to {longest} can be executed'):
         Task(image_contract, small_backbone, {'base_channels': 16}, n_execute=n_execute)
+
+
+@pytest.mark.parametrize('instruction', [None, 3, ['lift', 'it']])
+def test_an_instruction_that_is_no_text_is_refused(small_policy_folders, small_backbone, instruction):
+    edit(small_policy_folders[1], 'task', instruction=instruction)
+    for load in (load_task, summarise_task):
+        with pytest.raises(CheckpointError, match='instruction is no text'):
+            load(small_policy_folders[1], small_backbone)
+
+
+def test_sizes_that_no_network_has_are_refused(small_policy_folders, small_backbone):
+    encoder = json.loads((small_policy_folders[1] / 'task.json').read_text())['encoder']
+    edit(small_policy_folders[1], 'task', encoder=encoder | {'step_dim': -1})
+    with pytest.raises(CheckpointError, match='does not describe a model'):
+        load_task(small_policy_folders[1], small_backbone)

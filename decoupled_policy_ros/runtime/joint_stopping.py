@@ -15,6 +15,8 @@ Array = NDArray[np.float64]
 STOP_INTERVALS = 8
 #: Longest time from one point of a stop to the next (ns).
 STOP_NS = 20_000_000
+#: What would take less than this (s) to slow down is at rest.
+RESTS_S = 1e-6
 
 
 def slowed_to_rest(
@@ -41,7 +43,7 @@ def slowed_to_rest(
         return bool((change <= ROUNDING * limits[:, None] * duration_s * u[1]).all())
 
     least_s = float(np.max(1.5 * np.abs(rates[0]) / acceleration_rad_s2))
-    tried = ways_to_slow(left_s, least_s) if least_s > 0.0 else iter([(0.0, 0.0)])
+    tried = ways_to_slow(left_s, least_s) if least_s > RESTS_S else iter([(0.0, 0.0)])
     delay_s, slowing_s = next((way for way in tried if keeps(*way)), (left_s, 0.0))
     return _along(motion, since_ns, start_ns, delay_s, slowing_s)
 
@@ -53,6 +55,7 @@ def _along(
     count = max(STOP_INTERVALS, int(np.ceil(lasts_s * NS_PER_S / STOP_NS)))
     times_s = np.linspace(0.0, lasts_s, count + 1)
     u = np.clip((times_s - delay_s) / slowing_s, 0.0, 1.0) if slowing_s > 0.0 else 1.0 * (times_s >= delay_s)
+    u[-1] = 1.0  # not less by rounding: it ends at rest
     way, share = slowed(u)
     passed_s = np.minimum(times_s, delay_s) + slowing_s * way
     points = [motion.at(since_ns + round(time_s * NS_PER_S)) for time_s in passed_s]

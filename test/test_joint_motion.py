@@ -102,6 +102,17 @@ def test_velocities_are_those_of_the_positions():
         np.testing.assert_allclose(motion.at(int(stamp_ns))[1], (ahead - behind) / 2e-3, atol=0.02)
 
 
+def test_on_the_way_between_points_joints_are_as_fast_as_at_their_ends():
+    """Also with what moves the elbow alone: where points are near each other it would be a large acceleration."""
+    turning = StraightOn(MotionState(HOME, np.array([0.0, 0.3, 0.0]), np.array([0.5, 0.0, 1.0])), 0)
+    stamps_ns = [20 * MS * i for i in range(20)]
+    planner = JointPlanner(ROBOT, ROBOT.limits)
+    motion, _ = planner.motion([turning.state(stamp_ns) for stamp_ns in stamps_ns], stamps_ns, ROBOT.home_rad)
+    average = np.diff(motion.positions_rad, axis=0) / motion.durations_s
+    ends = (motion.velocities_rad_s[:-1] + motion.velocities_rad_s[1:]) / 2
+    np.testing.assert_allclose(average, ends, atol=3e-4)
+
+
 def test_a_trajectory_begins_now_and_on_the_one_before_it():
     arm = Arm()
     before = arm.cycle(arm.chunk(turns=0.25)).joints
@@ -211,7 +222,8 @@ def test_a_path_that_should_have_begun_is_planned_anew(stall_ms):
     aside[:, 0, 3] += 0.3 * 0.05 * np.arange(-1, 15)
     chunk = Chunk(action_from_pose(aside, -1.0), arm.now_ns, 20.0)
     plan = arm.steering.plan(chunk, arm.now_ns)
-    arm.now_ns += stall_ms * MS  # the worker wakes before the streamer
+    if stall_ms:  # the worker wakes before the streamer; on a slow machine the path begins later
+        arm.now_ns = max(arm.now_ns + stall_ms * MS, plan.begins_ns + MS)
     assert arm.steering.adopt(plan) == (stall_ms == 0)
     if stall_ms:
         assert arm.steering.adopt(arm.steering.plan(chunk, arm.now_ns))
@@ -467,9 +479,9 @@ def test_slowing_down_leads_along_the_motion_and_keeps_its_accelerations(numbers
     assert stop.stamps_ns[-1] <= 5 + max(1, 200 - since_ms) * MS
     for one, other in zip(stop.at(5), motion.at(since_ms * MS), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-9)
-    way = np.stack([motion.at(since_ms * MS + i * MS // 4)[0] for i in range(4 * (201 - since_ms))])
+    way = np.stack([motion.at(stamp_ms * MS)[0] for stamp_ms in range(since_ms, 201)])
     for position in stop.positions_rad:
-        assert np.abs(way - position).max(axis=1).min() < 1e-3
+        assert np.abs(way - position).max(axis=1).min() < 3e-3
     own = np.max([motion.most_sudden_rad_s2.max(0), limit], axis=0)
     change = np.abs(np.diff(stop.velocities_rad_s, axis=0)) / stop.durations_s
     assert (change <= 1.01 * own).all()

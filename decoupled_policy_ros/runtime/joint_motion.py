@@ -161,7 +161,7 @@ class JointPlanner:
         kinematically redundant manipulators", 1983). A pose out of reach is replaced by the nearest that is not.
         """
         positions, velocities = [np.asarray(from_rad, float)], []
-        way, lean = self._rates(self._inverse.jacobian(from_rad), states[0], from_rad)
+        way, lean, _ = self._rates(self._inverse.jacobian(from_rad), states[0], from_rad)
         finding: Finding | None = None
         elapsed_s = np.diff([stamps_ns[0], *stamps_ns]) / NS_PER_S
         for i, (state, step_s) in enumerate(zip(states, elapsed_s, strict=True)):
@@ -175,18 +175,20 @@ class JointPlanner:
                     'm and rad',
                     detail=f'what is left at point {i}',
                 )
-            way, lean = self._rates(solution.jacobian, state, solution.joints_rad)
-            # To first order leaning moves the end effector nowhere; half of it belongs to either end of the way.
-            position = solution.joints_rad + lean * (step_s / 2)
+            before, (way, lean, idle) = way, self._rates(solution.jacobian, state, solution.joints_rad)
+            # To first order leaning moves the end effector nowhere; half of it belongs to either end of the way. It led
+            # here by the rates before alone: what moves nothing of those is not in the rates here.
+            position = solution.joints_rad + (lean - idle @ before) * (step_s / 2)
             positions.append(np.clip(position, self._limits.lower_rad, self._limits.upper_rad))
             velocities.append(way + lean)
         motion = JointMotion(stamps_ns, np.stack(positions[1:]), np.stack(velocities))
         return self._inside(motion), finding
 
-    def _rates(self, jacobian: Array, state: MotionState, joints_rad: Array) -> tuple[Array, Array]:
+    def _rates(self, jacobian: Array, state: MotionState, joints_rad: Array) -> tuple[Array, Array, Array]:
         """Velocities (joints,): the least that move the end effector as asked, and those that lean towards home.
 
-        A joint at an end of its range that would go on beyond has none, and the others do without it.
+        With them comes the matrix (joints, joints) that makes of velocities their part that leaves the end effector
+        where it is. A joint at an end of its range that would go on beyond has none, and the others do without it.
         """
         rotation = state.pose[:3, :3].T
         twist = np.concatenate([rotation @ state.linear_m_s, rotation @ state.angular_rad_s])
@@ -195,13 +197,12 @@ class JointPlanner:
         free = np.ones(len(joints_rad), bool)
         while True:
             inverse = np.linalg.pinv(jacobian * free, rcond=1e-3)
-            way = inverse @ twist
-            away = np.where(free, self._home_rad - joints_rad, 0.0)
-            lean = (away - inverse @ (jacobian @ away)) * (LEAN * float(np.linalg.norm(way)))
+            way, idle = inverse @ twist, np.diag(1.0 * free) - inverse @ (jacobian * free)
+            lean = idle @ (self._home_rad - joints_rad) * (LEAN * float(np.linalg.norm(way)))
             rates = way + lean
             held = free & ((below & (rates < 0.0)) | (above & (rates > 0.0)))
             if not held.any():
-                return way, lean
+                return way, lean, idle
             free &= ~held
 
     def _inside(self, motion: JointMotion) -> JointMotion:

@@ -3,9 +3,8 @@
     python bench/outputs.py                                                         (make bench)
 
 Either way the simulated arm's Cartesian controller does the work; by joints it is led by the end effector of the joint
-trajectories that a controller would be sent, with the guard looking at the acceleration and jerk of joints too, as
-policy_node has it look for that output. Times are the processor's, of one thread, per chunk, beside those of the policy
-cycle that the chunk came from.
+trajectories that a controller would be sent, with the settings that policy_node's guard has for that output. Times are
+the processor's, of one thread, per chunk, beside those of the policy cycle that the chunk came from.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from numpy.typing import NDArray
 
 from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.robot.kinematics import Kinematics
+from decoupled_policy_ros.runtime.assembly import default_guard
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.guard.guard import Guard
-from decoupled_policy_ros.runtime.guard.settings import GuardSettings
 from decoupled_policy_ros.runtime.joint_motion import JointMotion
 from decoupled_policy_ros.runtime.joint_steering import InJoints
 from decoupled_policy_ros.runtime.steering import Guarded, Plan
@@ -141,7 +140,7 @@ def measure(arguments: Arguments) -> dict:
     report['pose'] = {
         'successes': successes, 'steps_p50': statistics.median(steps), 'rejected_chunks': rejected,
     }  # fmt: skip
-    scene.steering = steering = ByJoints(scene.sim, Guard(rollout.robot, GuardSettings(frozenset())))
+    scene.steering = steering = ByJoints(scene.sim, Guard(rollout.robot, default_guard(rollout.robot, True)))
     successes, steps, rejected, cycles = play(rollout, arguments.episodes)
     joints_ms, cycle_ms = statistics.median(steering.joints_ms), statistics.median(cycles)
     report['joint_trajectory'] = {

@@ -10,6 +10,7 @@ Over DDS command_watch.py does that with every command of the nodes that a test 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +128,15 @@ class LimitsChecker:
 JOIN_RAD, JOIN_RAD_S = 1e-3, 0.05
 
 
+def sampled(motion: JointMotion) -> tuple[Array, Array]:
+    """Positions and velocities (m, joints) on the way that a controller takes, ten from each point to the next."""
+    stamps_ns = [motion.stamps_ns[0]]
+    for begin, end in pairwise(motion.stamps_ns):
+        stamps_ns += [begin + (end - begin) * part // 10 for part in range(1, 11)]
+    positions, velocities = zip(*map(motion.at, stamps_ns), strict=True)
+    return np.stack(positions), np.stack(velocities)
+
+
 class JointChecker:
     """Looks at joint trajectories: ranges, speeds, accelerations, and whether each goes on from the one before.
 
@@ -160,11 +170,12 @@ class JointChecker:
         if (durations_s <= 0.0).any():
             self.breaches.append(f'stamps that do not increase at {start_ns}: {list(motion.stamps_ns)}')
             return self.restart()
-        outside = np.maximum(self._limits.lower_rad - positions, positions - self._limits.upper_rad)
+        passed, rates = sampled(motion)
+        outside = np.maximum(self._limits.lower_rad - passed, passed - self._limits.upper_rad)
         self._look('outside_rad', outside, 1e-6, start_ns)
         if len(positions) > 1:
-            speed = np.abs(np.diff(positions, axis=0)) / durations_s[:, None]
-            self._look('joint_velocity', speed, (1 + VELOCITY_MARGIN) * self._limits.velocity_rad_s, start_ns)
+            fastest = (1 + VELOCITY_MARGIN) * self._limits.velocity_rad_s
+            self._look('joint_velocity', np.abs(rates), fastest, start_ns)
         if motion.velocities_rad_s is not None and len(positions) > 1:
             change = np.abs(np.diff(motion.velocities_rad_s, axis=0)) / durations_s[:, None]
             self._look('joint_acceleration', change, self._limits.acceleration_rad_s2, start_ns)

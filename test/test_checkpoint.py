@@ -239,3 +239,18 @@ def test_a_model_in_the_home_folder_is_found_by_its_tilde(tmp_path, monkeypatch)
     assert find_model('tasks', '~/mine') == (tmp_path / 'mine').resolve()
     with pytest.raises(CheckpointError, match="'~nobody-of-this-name/mine' is neither a folder nor a model"):
         find_model('tasks', '~nobody-of-this-name/mine')
+
+
+@pytest.mark.parametrize('instruction', [None, 3, ['lift', 'it']])
+def test_an_instruction_that_is_no_text_is_refused(small_policy_folders, small_backbone, instruction):
+    edit(small_policy_folders[1], 'task', instruction=instruction)
+    for load in (load_task, summarise_task):
+        with pytest.raises(CheckpointError, match='instruction is no text'):
+            load(small_policy_folders[1], small_backbone)
+
+
+def test_sizes_that_no_network_has_are_refused(small_policy_folders, small_backbone):
+    encoder = json.loads((small_policy_folders[1] / 'task.json').read_text())['encoder']
+    edit(small_policy_folders[1], 'task', encoder=encoder | {'step_dim': -1})
+    with pytest.raises(CheckpointError, match='does not describe a model'):
+        load_task(small_policy_folders[1], small_backbone)

@@ -120,6 +120,12 @@ def test_joints_and_grippers_out_of_range_are_seen(told):
     found(3, 'join_rad 0.5')
     motion(home + 3.0, at_ns=2 * S + S // 10)
     found(4, 'outside_rad')
+    near = home.copy()
+    near[6] = ROBOT.limits.upper_rad[6] - 1e-3
+    swing = JointMotion([3 * S, 3 * S + S // 10], np.stack([near, near]), np.zeros((2, 7)))
+    swing.velocities_rad_s[:, 6] = 0.4, -0.4  # out of the range and back, from one point inside to the next
+    told.joints.publish(joint_trajectory_message(swing, ROBOT))
+    found(5, 'outside_rad')
     told.gripper.publish(Float64(data=0.2))
     told.peer.wait_for(lambda: 'gripper width 0.2' in ''.join(told.watch.breaches()), 'the gripper')
 

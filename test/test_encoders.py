@@ -11,7 +11,7 @@ from transformers import ResNetModel
 
 from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
-from decoupled_policy_ros.policy import Task, load_policy, save_backbone, save_task
+from decoupled_policy_ros.policy import Task, load_policy, packed, save_backbone, save_task
 from decoupled_policy_ros.policy.encoders import TRUNKS, FrozenBatchNorm, ImageEncoder, ObservationEncoder
 from decoupled_policy_ros.policy.language import INSTRUCTION, InstructionEncoder
 from decoupled_policy_ros.robot.description import load_robot
@@ -38,6 +38,17 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp('resnet') / 'resnet50'
     trunk.save_pretrained(folder)
     return folder
+
+
+class RoundedConv2d(torch.nn.Module):
+    """A convolution as packed ones are: in another precision, which its result has too. This one runs anywhere."""
+
+    def __init__(self, conv: torch.nn.Conv2d, size: torch.Size, dtype: torch.dtype):
+        super().__init__()
+        self.conv, self.dtype = copy.deepcopy(conv).to(dtype), dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x.to(self.dtype))
 
 
 def images(batch: int = 3) -> torch.Tensor:
@@ -150,3 +161,27 @@ def test_a_policy_on_resnet50_trains_a_step_and_comes_back_without_the_weights(
 def test_an_encoder_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match='resnet18'):
         EncoderConfig(trunk='resnet34')
+
+
+@pytest.mark.parametrize('trunk', ['resnet18', 'resnet50'])
+@pytest.mark.parametrize('pretrained', [False, True])
+def test_either_trunk_takes_convolutions_in_bfloat16(trunk, pretrained, monkeypatch):
+    monkeypatch.setattr(packed, 'PackedConv2d', RoundedConv2d)
+    torch.manual_seed(0)
+    encoder = ImageEncoder(crop=28, base_channels=16, keypoints=4, trunk=trunk, pretrained=pretrained).eval()
+    pixels = images(1)
+    rounded = packed.with_packed_convolutions(encoder, pixels, torch.bfloat16)
+    with torch.inference_mode():
+        exact, near = encoder(pixels), rounded(pixels)
+    assert any(isinstance(module, RoundedConv2d) for module in rounded.modules())
+    assert near.dtype == torch.float32
+    assert (near - exact).norm() < 0.5 * exact.norm()
+
+
+@pytest.mark.parametrize('trunk', ['resnet18', 'resnet50'])
+def test_either_trunk_learns_under_autocast(trunk):
+    encoder = ImageEncoder(crop=28, base_channels=16, keypoints=4, trunk=trunk).train()
+    with torch.autocast('cpu', torch.bfloat16):
+        features = encoder(images(2))
+    features.float().square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parameters())

@@ -225,6 +225,10 @@ def test_cores_are_read_from_numbers_and_ranges():
         read_cores('0,x')
     with pytest.raises(ConfigError, match=rf'may not run on 4096; valid: {first}'):
         read_cores('4096')
+    with pytest.raises(ConfigError, match=r"cores '0, 3-1': '3-1' ends before it begins; valid: '1-3'"):
+        read_cores('0, 3-1')
+    with pytest.raises(ConfigError, match=rf'may not run on 99999999999; valid: {first}'):
+        read_cores(f'{first}-99999999999')  # without a list of all of them
 
 
 def test_a_pinned_thread_and_those_that_it_starts_stay_on_its_cores():

@@ -143,6 +143,26 @@ def test_what_is_dropped_while_its_change_waits_is_told_of(stage, small_policy, 
     assert stage.loop._planner.engine is first
 
 
+def test_an_instruction_takes_the_place_of_a_task_that_waits_for_its_change(
+    stage, small_policy, small_policy_folders
+):
+    """It was said of the task that was followed then, and would have gone to nobody."""
+    first, background = stage.loop._planner.engine, Background('jobs')
+    swap, told = Done(), Done()
+    engine = other_engine(small_policy, small_policy_folders)
+    stage.observe()
+    stage.tick()
+    stage.loop._cycling = True  # as if it were computing a cycle
+    background.submit(lambda job: swapped(stage, engine, swap, job))
+    wait_for(lambda: len(stage.loop._changes) == 1)
+    background.submit(lambda job: change_instruction(job, stage.loop, first.instruction, told))
+    wait_for(lambda: len(stage.loop._changes) == 2)
+    stage.loop._end_cycles()
+    background.close(30)
+    assert [followed for followed, _ in swap.heard + told.heard] == [None, first]
+    assert stage.loop._planner.engine is first
+
+
 def test_a_task_that_is_not_followed_any_more_is_freed(stage, small_policy, small_policy_folders):
     stage.loop.start(enabled=True)
     stage.begin()

@@ -131,7 +131,7 @@ def load_task(folder: Path | str, backbone: Backbone) -> Task:
             backbone,
             header['encoder'],
             header['name'],
-            header['instruction'],
+            _instruction(header),
             header['n_execute'],
             header['provenance'],
             InstructionEncoder(**header['language']) if header.get('language') else None,
@@ -183,7 +183,8 @@ def summarise_task(task: Path | str, backbone: Backbone) -> TaskSummary:
 
     def build() -> tuple[Fingerprint, TaskSummary]:
         language = header.get('language')
-        instructions = tuple(language['instructions']) if language else (header['instruction'],)
+        spoken = _instruction(header)
+        instructions = tuple(language['instructions']) if language else (spoken,)
         contract = ObservationContract.from_dict(header['contract'])
         summary = TaskSummary(folder, header['name'], instructions, bool(language), contract)
         return Fingerprint.from_dict(header['fingerprint']), summary
@@ -274,10 +275,17 @@ def _kind(kind: str) -> type[Denoiser]:
     return BACKBONES[kind]
 
 
+def _instruction(header: dict[str, Any]) -> str:
+    instruction = header['instruction']
+    if not isinstance(instruction, str):
+        raise ValueError(f'instruction is no text: {instruction!r}')
+    return instruction
+
+
 def _build(folder: Path, build: Callable[[], T]) -> T:
     try:
         return build()
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f'{folder}: the header does not describe a model: {error!r}') from error
 
 

@@ -173,7 +173,9 @@ class ImageEncoder(nn.Module):
         pixels = self._cropped(images).flatten(0, 1).permute(0, 3, 1, 2)
         pixels = self._scaled(pixels.float()).contiguous(memory_format=torch.channels_last)
         maps = self.trunk(pixels).last_hidden_state
-        return self.project(self.pool(maps)).unflatten(0, (batch, steps))
+        # Of convolutions in another precision the mean over the image has that one, too.
+        features = self.pool(maps).to(self.project.weight.dtype)
+        return self.project(features).unflatten(0, (batch, steps))
 
     def _scaled(self, pixels: Tensor) -> Tensor:
         if not self.pretrained:

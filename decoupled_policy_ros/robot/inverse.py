@@ -56,11 +56,16 @@ class InverseKinematics:
     method", 2011, in spirit), each joint kept inside its limits.
     A redundant arm goes on with the joints that are free to move.
 
+    Args:
+        robot: gives the kinematics.
+        tolerance: error at which a solution is near enough, m and rad alike; at most `TOLERANCE`.
+
     Raises:
         RobotDescriptionError: the model lacks a joint or frame of the robot, see `load_robot`.
     """
 
-    def __init__(self, robot: RobotDescription):
+    def __init__(self, robot: RobotDescription, tolerance: float = TOLERANCE):
+        self._tolerance = tolerance
         chain = self._chain = robot.source.chain(robot.base_link, robot.ee_link, robot.joint_names)
         self.lower_rad, self.upper_rad = robot.limits.lower_rad, robot.limits.upper_rad
         self._data = chain.model.createData()
@@ -91,7 +96,7 @@ class InverseKinematics:
             if best is None or size < best.error:
                 at_limit = ~free & ((q <= self.lower_rad) | (q >= self.upper_rad))
                 best = Solution(q, size, jacobian, at_limit)
-            if size <= TOLERANCE or stuck > 6:
+            if size <= self._tolerance or stuck > 6:
                 break
             q, free = self._step(q, error, jacobian, free)
         assert best is not None

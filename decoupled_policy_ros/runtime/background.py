@@ -14,7 +14,7 @@ class Job:
     """
 
     def __init__(self, work: Callable[[Job], None]):
-        self._work = work
+        self._work: Callable[[Job], None] | None = work
         self._dropped = threading.Event()
 
     @property
@@ -31,8 +31,10 @@ class Job:
         return self._dropped.wait(duration_s)
 
     def run(self) -> None:
-        """Do it."""
-        self._work(self)
+        """Do it, once: what it is done with is let go of."""
+        work, self._work = self._work, None
+        assert work is not None
+        work(self)
 
 
 class Background:
@@ -46,16 +48,17 @@ class Background:
         self._name = name
         self._arrived = threading.Condition()
         self._next: Job | None = None
-        self._current: Job | None = None
+        # Kept when it is done: a change that it asked for may still have to wait, and is dropped with it.
+        self._newest: Job | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def submit(self, work: Callable[[Job], None]) -> Job:
-        """Do this next, and drop what is being done or waits."""
+        """Do this next, and drop what is being done, waits, or is done and waits for others."""
         job = Job(work)
         with self._arrived:
             self._drop()
-            self._next = job
+            self._newest = self._next = job
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
@@ -63,7 +66,7 @@ class Background:
         return job
 
     def drop(self) -> None:
-        """Drop what is being done or waits."""
+        """Drop what is being done, waits, or is done and waits for others."""
         with self._arrived:
             self._drop()
 
@@ -77,9 +80,8 @@ class Background:
             self._thread.join(timeout_s)
 
     def _drop(self) -> None:
-        for job in (self._current, self._next):
-            if job is not None:
-                job.drop()
+        if self._newest is not None:
+            self._newest.drop()
         self._next = None
 
     def _run(self) -> None:
@@ -89,6 +91,5 @@ class Background:
                     self._arrived.wait()
                 if self._next is None:
                     return
-                self._current, self._next = self._next, None
-            self._current.run()
-            self._current = None
+                job, self._next = self._next, None
+            job.run()

@@ -14,16 +14,21 @@ def read_cores(text: str) -> frozenset[int]:
         ConfigError: it is no such list, or names a core that this process may not run on.
     """
     cores: set[int] = set()
+    usable = os.sched_getaffinity(0)
     for part in filter(None, (part.strip() for part in text.split(','))):
         first, _, last = part.partition('-')
         if not (first.isdecimal() and (last or first).isdecimal()):
             raise ConfigError(f"cores {text!r}: {part!r} is neither a number nor a range such as '4-7'")
-        cores.update(range(int(first), int(last or first) + 1))
-    usable = os.sched_getaffinity(0)
-    if cores - usable:
-        raise ConfigError(
-            f'cores {text!r}: this process may not run on {_listed(cores - usable)}; valid: {_listed(usable)}'
-        )
+        begin, end = int(first), int(last or first)
+        if end < begin:
+            raise ConfigError(f"cores {text!r}: {part!r} ends before it begins; valid: '{end}-{begin}'")
+        # A range of many numbers is not written out before it is known to end where there are cores.
+        named = {begin, end}.difference(usable) or set(range(begin, end + 1)).difference(usable)
+        if named:
+            raise ConfigError(
+                f'cores {text!r}: this process may not run on {_listed(named)}; valid: {_listed(usable)}'
+            )
+        cores.update(range(begin, end + 1))
     return frozenset(cores)
 
 

@@ -19,7 +19,8 @@ from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.runtime.chunks import NS_PER_S, Chunk
 from decoupled_policy_ros.runtime.guard.guard import missing_joints
 from decoupled_policy_ros.runtime.guard.verdict import Finding
-from decoupled_policy_ros.runtime.joint_motion import STOP_INTERVALS, JointMotion, JointPlanner, braking
+from decoupled_policy_ros.runtime.joint_motion import JointMotion, JointPlanner
+from decoupled_policy_ros.runtime.joint_stopping import STOP_INTERVALS, STOP_NS, slowed_to_rest
 from decoupled_policy_ros.runtime.motion import Motion, UnderWay
 from decoupled_policy_ros.runtime.steering import ChunkRejected, Guarded, Joints, Plan
 from decoupled_policy_ros.runtime.stopping import JointBraking, Stop
@@ -28,10 +29,10 @@ Array = NDArray[np.float64]
 
 #: Longest time from one point to the next (ns): the cubic between them is off by less than 0.5 mm then.
 LONGEST_NS = 100_000_000
+#: Least time from one point to the next (ns): what a point is off by would be a large acceleration otherwise.
+SHORTEST_NS = 5_000_000
 #: Share of the joints' accelerations that a stop uses: its joints are found anew, and differ a little.
 BRAKING_SHARE = 0.95
-#: Longest time from one point of a stop to the next (ns).
-STOP_NS = 20_000_000
 #: How much later than now a stop ends at least (ns), at rest: a controller drops what has ended when it hears of it.
 REST_NS = 100_000_000
 
@@ -75,8 +76,9 @@ class InJoints:
         self.guard = steering.guard
         self._limits = self.guard.limits
         # Paths are planned on the worker while the streamer may have to stop: one object for each.
-        self._planner = JointPlanner(robot, self._limits)
-        self._stopper = JointPlanner(robot, self._limits)
+        looks = self.guard.settings.looks_at('joint_acceleration')
+        self._planner = JointPlanner(robot, self._limits, looks)
+        self._stopper = JointPlanner(robot, self._limits, looks)
         self._commanded: JointMotion | None = None
         self._stop: Motion | None = None
         self._last_ns = self._published_ns = 0
@@ -90,12 +92,13 @@ class InJoints:
         assert path is not None
         if commanded is None and measured is None:
             raise self._rejected(missing_joints(self._joints.why_not(now_ns)))
-        stamps_ns = _no_longer_than(LONGEST_NS, path.borders_ns)
+        stamps_ns = _spaced(path.borders_ns)
         if commanded is None:
             motion, found = self._motion(self._planner, path, stamps_ns, measured)
         else:
             motion, found = self._motion(self._planner, path, stamps_ns, commanded.at(stamps_ns[0])[0])
             motion = _joined(commanded, now_ns, motion)
+        found = found or self._planner.breach(motion)
         if found is not None:
             raise self._rejected(found)
         self._steering.took(time.perf_counter() - begin)
@@ -171,11 +174,13 @@ class InJoints:
         if self._lockstep and since_ns == now_ns:
             # The arm goes as far as was published and no farther, whatever time it is.
             since_ns = start_ns = self._published_ns
+        # What was adopted since the last command begins later than that, where that has led by then.
+        since_ns = max(since_ns, commanded.stamps_ns[0])
         positions, velocities = commanded.at(since_ns)
         # What a controller was sent may begin only later; in lockstep it was sent no more than until then.
         still_to_come = not self._lockstep and (commanded.positions_rad[-1] != positions).any()
         if velocities.any() or still_to_come:
-            stop = braking(positions, velocities, start_ns, self._limits.acceleration_rad_s2)
+            stop = slowed_to_rest(commanded, since_ns, start_ns, self._limits.acceleration_rad_s2)
             ends_ns, rest_ns = (now_ns, STOP_NS) if self._lockstep else (now_ns + REST_NS, REST_NS)
             self._publish(stop if stop.stamps_ns[-1] > ends_ns else stop.resting_until(now_ns + rest_ns))
 
@@ -208,7 +213,10 @@ def _point(motion: JointMotion, stamp_ns: int) -> JointMotion:
 
 def _joined(before: JointMotion, now_ns: int, after: JointMotion) -> JointMotion:
     """One motion: what was commanded from now on, until another one begins."""
-    stamps_ns = [now_ns, *(stamp for stamp in before.stamps_ns if now_ns < stamp < after.stamps_ns[0])]
+    stamps_ns = [
+        now_ns,
+        *(stamp for stamp in before.stamps_ns if now_ns < stamp <= after.stamps_ns[0] - SHORTEST_NS),
+    ]
     if now_ns >= after.stamps_ns[0]:
         return after
     points = [before.at(stamp) for stamp in stamps_ns]
@@ -220,10 +228,14 @@ def _joined(before: JointMotion, now_ns: int, after: JointMotion) -> JointMotion
     )
 
 
-def _no_longer_than(longest_ns: int, stamps_ns: Sequence[int]) -> list[int]:
-    """Stamps with others evenly between them where two are too far apart."""
+def _spaced(stamps_ns: Sequence[int]) -> list[int]:
+    """Stamps without those that follow another too soon, and with others evenly between where two are far apart."""
+    apart = [stamps_ns[0]]
+    for stamp in stamps_ns[1:-1]:
+        if stamp - apart[-1] >= SHORTEST_NS and stamps_ns[-1] - stamp >= SHORTEST_NS:
+            apart.append(stamp)
     finer = [stamps_ns[0]]
-    for begin, end in pairwise(stamps_ns):
-        parts = -(-(end - begin) // longest_ns)
+    for begin, end in pairwise([*apart, stamps_ns[-1]]):
+        parts = -(-(end - begin) // LONGEST_NS)
         finer += [begin + (end - begin) * part // parts for part in range(1, parts + 1)]
     return finer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,7 @@ class Stop:
         if elapsed_s <= 0.0:
             return self._motion.state(max(stamp_ns, self.start_ns))
         u = min(elapsed_s / self._slowing_s, 1.0) if self._slowing_s > 0.0 else 1.0
-        way, share = _slowed(u)
+        way, share = slowed(u)
         state = self._motion.state(self._slows_ns + round(self._slowing_s * way * NS_PER_S))
         return MotionState(state.pose, share * state.linear_m_s, share * state.angular_rad_s)
 
@@ -131,9 +131,20 @@ class Stop:
         return None
 
 
-def _slowed(u: Any) -> tuple[Any, Any]:
+def slowed(u: Any) -> tuple[Any, Any]:
     """After a share u of the duration: the share that has gone by on the motion, and what is left of the velocity."""
     return u - u**3 + u**4 / 2, 1 - 3 * u**2 + 2 * u**3
+
+
+def ways_to_slow(left_s: float, least_s: float) -> Iterator[tuple[float, float]]:
+    """Delays and durations (s) of slowing a motion down that rests by itself in `left_s`, in the order of their ends.
+
+    Args:
+        left_s: until the motion rests by itself; what ends no sooner is left out.
+        least_s: of slowing down.
+    """
+    tried = [(delay * left_s, longer * least_s) for delay in DELAYS for longer in LONGER]
+    return (way for way in sorted(tried, key=sum) if sum(way) < left_s)
 
 
 class _Braking:
@@ -145,17 +156,11 @@ class _Braking:
 
     def soonest(self, left_s: float, least_s: float) -> tuple[float, float]:
         """Delay and duration (s) of the slowing down that ends first; by itself the motion rests in `left_s`."""
-        tried = [(delay * left_s, longer * least_s) for delay in DELAYS for longer in LONGER]
-        for delay_s, duration_s in sorted(tried, key=sum):
-            if delay_s + duration_s >= left_s:
-                break
-            if self._keeps(delay_s, duration_s):
-                return delay_s, duration_s
-        return left_s, 0.0
+        return next((way for way in ways_to_slow(left_s, least_s) if self._keeps(*way)), (left_s, 0.0))
 
     def _keeps(self, delay_s: float, duration_s: float) -> bool:
         u = np.linspace(0.0, 1.0, int(np.ceil(duration_s / SAMPLE_S)) + 4)
-        way, share = _slowed(u)
+        way, share = slowed(u)
         known = self._known(delay_s + duration_s * way)
         limits, joints = self._limits, self._joints
         if duration_s < _least_s(known[:3, 0], known[3:6, 0], limits):

@@ -5,7 +5,7 @@
 For folders of finished Stage 1 runs of DP-T by cross-attention or with a prefix, whose condition is one token for the
 timestep and one for each frame of the window. Of the weight that waypoints give the frames' tokens, the share of their
 own frame's: a sixteenth where they look at all alike, 1 where each looks at its own alone. Beside it the loss with each
-window's own condition and with another window's. EMA weights, without dropout.
+window's own condition, with its frames in another order, and with another window's. EMA weights, without dropout.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ class Arguments:
     json: Path | None = Path('docs/bench/token_attention.json')
 
 
+#: Whose joints a window is conditioned by: its own, its own with the frames in another order, another window's.
+CONDITIONS = ('own', 'reordered', 'another')
+
+
 class Stage1Run:
     """A finished Stage 1 run with the conditioning network that it throws away, from its checkpoint."""
 
@@ -74,13 +78,16 @@ class Stage1Run:
                 {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
             )
 
-    def loss(self, seed: int, of_another: bool) -> float:
-        """Prediction error of a batch, with each window's condition or with that of another."""
+    def loss(self, seed: int, condition: str = 'own') -> float:
+        """Prediction error of a batch; `condition` is one of `CONDITIONS`."""
         torch.manual_seed(seed)
         batch = self.windows.draw(64)
-        features = self.encoder(self.joints[batch]).flatten(1)
-        features = features.roll(1, 0) if of_another else features
-        return float(diffusion_loss(self.backbone, self.conditioning, self.actions[batch], features))
+        frames = self.encoder(self.joints[batch])
+        if condition == 'another':
+            frames = frames.roll(1, 0)
+        if condition == 'reordered':
+            frames = frames[:, torch.randperm(frames.shape[1], generator=torch.Generator().manual_seed(seed))]
+        return float(diffusion_loss(self.backbone, self.conditioning, self.actions[batch], frames.flatten(1)))
 
     def own_shares(self, seed: int) -> list[float]:
         """Of each layer: the share of a waypoint's own frame in its weight on all frames, over a batch."""
@@ -93,7 +100,7 @@ class Stage1Run:
             )
             for layer in self.denoiser.layers
         ]
-        self.loss(seed, False)
+        self.loss(seed)
         for hook in hooks:
             hook.remove()
         return shares
@@ -122,19 +129,20 @@ def own_share(attention: Attention, x: Tensor, source: Tensor) -> float:
 def main(arguments: Arguments) -> None:
     """Measure, print, save."""
     torch.set_num_threads(1)
-    table = Table('Stage 1', 'mechanism', 'steps', 'loss', "another's condition", 'own frame, mean', 'layers')
+    table = Table(
+        'Stage 1', 'mechanism', 'steps', 'loss', 'reordered', "another's", 'own frame, mean', 'layers'
+    )
     report = {}
     for folder in arguments.folders:
         run, seeds = Stage1Run(folder), range(arguments.batches)
         with torch.inference_mode():
-            own, other = (sum(run.loss(s, another) for s in seeds) / len(seeds) for another in (False, True))
+            losses = {name: sum(run.loss(s, name) for s in seeds) / len(seeds) for name in CONDITIONS}
             layers = torch.tensor([run.own_shares(s) for s in seeds]).mean(0).tolist()
         mechanism, steps = run.denoiser.mechanism, run.config.optimisation.steps
         report[folder.name] = {
             'mechanism': mechanism,
             'steps': steps,
-            'loss': own,
-            'loss_with_the_condition_of_another_window': other,
+            'loss_by_condition': losses,
             'alike': 1 / run.denoiser.horizon,
             'share_of_own_frame': layers,
         }
@@ -143,8 +151,7 @@ def main(arguments: Arguments) -> None:
             folder.name,
             mechanism,
             str(steps),
-            f'{own:.4f}',
-            f'{other:.4f}',
+            *(f'{losses[name]:.4f}' for name in CONDITIONS),
             shares[0],
             ' to '.join(shares[1:]),
         )

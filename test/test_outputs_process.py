@@ -118,7 +118,7 @@ def test_what_cannot_be_is_refused_with_the_reason(tmp_path):
                 for name, value in {**good, **bad}.items():
                     assert peer.set_parameter('policy_node', name, value)[0]
                 assert not peer.change_state('configure')
-                peer.status('disabled', reason)
+                peer.status('failed', reason)
             assert 'Traceback' not in node.output()
     finally:
         peer.close()

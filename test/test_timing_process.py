@@ -86,4 +86,4 @@ def test_samples_that_lie_apart_are_said_and_held_against(cell, tmp_path):
 )
 def test_limits_that_contradict_each_other_are_refused(cell, tmp_path: Path, values, reason):
     with running_policy(tmp_path, **values):
-        cell.status('disabled', reason)
+        cell.status('failed', reason)

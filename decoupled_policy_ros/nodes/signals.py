@@ -6,7 +6,8 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 
 import rclpy
 from rclpy.signals import SignalHandlerOptions, install_signal_handlers, uninstall_signal_handlers
@@ -19,14 +20,18 @@ def ending() -> tuple[signal.Signals, ...]:
 
 
 @contextmanager
-def interrupted_by_all() -> Iterator[None]:
-    """Within the block each of them raises KeyboardInterrupt, as Ctrl-C does: what has to be ended is ended."""
-    previous = {number: signal.signal(number, signal.default_int_handler) for number in ending()}
+def _handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number in ending()}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def interrupted_by_all() -> AbstractContextManager[None]:
+    """Within the block each of them raises KeyboardInterrupt, as Ctrl-C does: what has to be ended is ended."""
+    return _handled_by(signal.default_int_handler)
 
 
 @contextmanager
@@ -37,14 +42,8 @@ def interrupt_later() -> Iterator[None]:
     """
     seen: list[int] = []
     # A function and not SIG_IGN, which children would inherit.
-    previous = {
-        number: signal.signal(number, lambda number, frame: seen.append(number)) for number in ending()
-    }
-    try:
+    with _handled_by(lambda number, frame: seen.append(number)):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     if seen:
         raise KeyboardInterrupt
 

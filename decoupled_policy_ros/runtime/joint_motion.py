@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,17 +58,13 @@ class JointMotion:
             if self.velocities_rad_s is not None and stamp_ns == self.stamps_ns[nearest]:
                 velocities = self.velocities_rad_s[nearest]
             return self.positions_rad[nearest], velocities
-        length_s = (self.stamps_ns[i] - self.stamps_ns[i - 1]) / NS_PER_S
+        length_s = self.durations_s[i - 1]
         u = (stamp_ns - self.stamps_ns[i - 1]) / NS_PER_S / length_s
-        begin, way = self.positions_rad[i - 1], self.positions_rad[i] - self.positions_rad[i - 1]
-        if self.velocities_rad_s is None:
-            return begin + u * way, way / length_s
-        before, after = self.velocities_rad_s[i - 1] * length_s, self.velocities_rad_s[i] * length_s
-        second, third = 3 * way - 2 * before - after, before + after - 2 * way
-        positions = begin + u * (before + u * (second + u * third))
+        before, second, third = (each[i - 1] for each in self._cubics)
+        positions = self.positions_rad[i - 1] + u * (before + u * (second + u * third))
         return positions, (before + u * (2 * second + 3 * u * third)) / length_s
 
-    @property
+    @cached_property
     def durations_s(self) -> Array:
         """(n - 1, 1) from each point to the next."""
         return np.diff(np.asarray(self.stamps_ns, np.int64))[:, None] / NS_PER_S
@@ -75,7 +72,7 @@ class JointMotion:
     @property
     def ranges_rad(self) -> tuple[Array, Array]:
         """Lowest and highest positions (n - 1, joints) on the way from each point to the next."""
-        q, (before, second, third) = self.positions_rad, self._cubics()
+        q, (before, second, third) = self.positions_rad, self._cubics
         # u where the velocity is zero; the root that divides by what does not cancel
         root = second + np.copysign(np.sqrt(np.maximum(second**2 - 3 * before * third, 0.0)), second)
         with np.errstate(divide='ignore', invalid='ignore'):
@@ -87,7 +84,7 @@ class JointMotion:
     @property
     def fastest_rad_s(self) -> Array:
         """Largest speeds (n - 1, joints) on the way from each point to the next."""
-        before, second, third = self._cubics()
+        before, second, third = self._cubics
         with np.errstate(divide='ignore', invalid='ignore'):
             u = np.clip(np.nan_to_num(-second / (3 * third), posinf=0.0, neginf=0.0), 0.0, 1.0)
         rates = [
@@ -99,9 +96,10 @@ class JointMotion:
     @property
     def most_sudden_rad_s2(self) -> Array:
         """Largest accelerations (n - 1, joints) on the way from each point to the next, which are at either end."""
-        _, second, third = self._cubics()
+        _, second, third = self._cubics
         return np.maximum(abs(2 * second), abs(2 * second + 6 * third)) / self.durations_s**2
 
+    @cached_property
     def _cubics(self) -> tuple[Array, Array, Array]:
         """Coefficients (n - 1, joints) of u, u^2 and u^3, u going from 0 to 1 from each point to the next."""
         way = np.diff(self.positions_rad, axis=0)

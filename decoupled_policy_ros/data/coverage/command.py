@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,33 +49,20 @@ def run_coverage(
     if pictures:  # before the work, in case that there is no matplotlib
         from decoupled_policy_ros.data.coverage.pictures import draw
     console = Console()
-    with _made(out), _progress(console) as count:
+    place = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):  # before the work too
+        raise DatasetError(f'{out} can not be made: {place} is no folder that can be written to')
+    with _progress(console) as count:
         coverage = measure(paths, robot, settings, count, **options)
         needs = compare_task(task, coverage, count, **options) if task is not None else None
     _print(console, coverage, needs, [str(path) for path in paths], str(task))
+    out.mkdir(parents=True, exist_ok=True)
     write_report(out / REPORT, coverage, needs)
     written = [REPORT]
     if pictures:
         written += [path.name for path in draw(out, coverage, needs)]
     console.print(f'{escape(str(out))}: {", ".join(written)}', highlight=False, soft_wrap=True)
     return coverage
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder before the work, in case that it can't be; where that fails, nothing is left that wasn't there."""
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DatasetError(f'{folder} can not be made: {error.strerror or error}') from error
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # somebody else has put something there
-            for place in new:
-                place.rmdir()
-        raise
 
 
 @contextmanager

@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import json
 import os
-import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,27 +221,11 @@ def _is_torn(rest: bytes) -> bool:
         return rest[:4] == _MESSAGE_BEGIN[: len(rest)]
     if rest[:4] != _MESSAGE_BEGIN or any(rest[i : i + 4] == _MESSAGE_BEGIN for i in range(8, len(rest), 8)):
         return False
-    (described,) = struct.unpack_from('<I', rest, 4)
-    if len(rest) < 8 + described:
-        return True
     try:
-        return len(rest) < 8 + described + _body_bytes(rest[8 : 8 + described])
-    except struct.error:
-        return False
-
-
-def _body_bytes(description: bytes) -> int:
-    """Length of a message's body, the fourth field of the flatbuffer that describes the message.
-
-    Raises:
-        struct.error: it is none.
-    """
-    (table,) = struct.unpack_from('<I', description)
-    (to_fields,) = struct.unpack_from('<i', description, table)
-    (n_bytes,) = struct.unpack_from('<H', description, table - to_fields)
-    place = 4 + 2 * 3
-    (field,) = struct.unpack_from('<H', description, table - to_fields + place) if n_bytes > place else (0,)
-    return int(struct.unpack_from('<q', description, table + field)[0]) if field else 0
+        pa.ipc.read_message(rest)
+    except (pa.ArrowException, OSError) as error:
+        return str(error).startswith('Expected to')  # what pyarrow says of a message that is cut short
+    return False
 
 
 Batches = list[tuple[pa.RecordBatch, dict[str, Any]]]

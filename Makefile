@@ -1,6 +1,7 @@
 # make          creates .venv with all that the package needs; the other targets do so by themselves
 # make demo     simulator and policy node as separate processes, 10 Lift episodes; out/demo/summary.json and a video
-# make test     all tests; PYTEST_ARGS='-m "not sim"' and the like choose
+# make test     all tests, two files at a time: nodes wait more than they compute; PYTEST_ARGS='-m "not sim"' and the like
+#               choose, '-n 0' runs one at a time
 # make bench    one policy cycle by stage, beside the same cycle computed naively; tasks exchanged while a node runs; recordings
 #               made and converted; datasets read and written, beside LeRobot where LEROBOT_PYTHON names the Python of an environment that has it; a training step,
 #               beside the paper's public code where PAPER_CODE names a checkout of it. The cycle is measured beside both, the
@@ -72,7 +73,7 @@ demo: $(READY)
 	@$(BIN)/decoupled-policy demo --out out/demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 bench: $(READY)
 	@$(BIN)/python bench/policy_cycle.py $(if $(LEROBOT_PYTHON),--lerobot $(LEROBOT_PYTHON)) \

@@ -94,6 +94,7 @@ setup(
             'colcon-common-extensions',
             'colcon-ros',
             'mypy>=1.10',
+            'pytest-xdist>=3',
             'ruff>=0.6',
             'setuptools<80',  # colcon-core's limit; torch alone would pull a newer one
             'types-PyYAML',

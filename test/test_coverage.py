@@ -521,6 +521,7 @@ def test_commanded_poses_count_not_where_the_arm_got(robot, motions, dataset, tm
 
 def run_cli(monkeypatch, *arguments):
     quick = ['--reach-samples', '2000']
+    monkeypatch.setenv('COLUMNS', '500')  # no path is broken, however long the tests' folder is called
     monkeypatch.setattr(sys, 'argv', ['decoupled-policy', 'coverage', *map(str, arguments), *quick])
     cli.main()
 

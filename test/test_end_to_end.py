@@ -129,7 +129,7 @@ def test_demo_with_the_guard_begins_episode_after_episode(tmp_path):
     assert all(result['cycles'] in (1, 2) for result in summary['results'])
 
 
-def test_demo_of_a_policy_that_the_guard_refuses_ends_in_failures(tmp_path):
+def test_demo_of_a_policy_that_the_guard_refuses_ends_in_failures_and_says_why(tmp_path, capsys):
     far = HOME.copy()
     far[0, 3] += 0.3  # m
     summary = run_demo(
@@ -137,6 +137,12 @@ def test_demo_of_a_policy_that_the_guard_refuses_ends_in_failures(tmp_path):
     )
     assert (summary['successes'], summary['cycles'], summary['holds']) == (0, 0, 2)
     assert summary['rejected_chunks'] >= 2 * 6  # one a step; the last may come after the last diagnostics
+    assert all(result['held_because'].startswith('join at waypoint 1: ') for result in summary['results'])
+    printed = capsys.readouterr().out
+    assert (
+        '1 holds: join at waypoint 1: ' in printed
+        and f'{summary["rejected_chunks"]} rejected chunks' in printed
+    )
 
 
 def test_demo_without_a_task_ends_with_its_reason(tmp_path):

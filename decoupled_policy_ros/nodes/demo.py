@@ -16,6 +16,7 @@ from typing import Any
 
 import rclpy
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from decoupled_policy_ros.files import write_json
@@ -43,6 +44,7 @@ class Episode:
     wall_s: float
     cycles: int
     holds: int
+    held_because: str  # the last time; empty if it never was
 
 
 def run_demo(
@@ -93,7 +95,7 @@ def run_demo(
             for number in range(1, episodes + 1):
                 with console.status(f'episode {number} of {episodes}'):
                     results.append(_episode(client, film, number, max_s))
-                console.print(_line(results[-1]), highlight=False)
+                console.print(_line(results[-1]), highlight=False, soft_wrap=True)
         diagnostics = client.diagnostics(CALL_TIMEOUT_S)
         client.destroy_node()
     summary = _summary(task, sim, results, diagnostics)
@@ -124,6 +126,7 @@ def _episode(client: DemoClient, film: Film, number: int, max_s: float) -> Episo
         lambda: client.succeeded or elapsed_s() >= max_s, 'the end of an episode', 60 * CALL_TIMEOUT_S
     )
     success, sim_s, cycles, holds = client.succeeded, elapsed_s(), client.cycles, client.holds
+    because = client.held_because
     wall_s = time.monotonic() - start_wall
     if success:
         client.wait_until(lambda: elapsed_s() >= sim_s + AFTERWARDS_S, 'the simulated clock', CALL_TIMEOUT_S)
@@ -131,14 +134,15 @@ def _episode(client: DemoClient, film: Film, number: int, max_s: float) -> Episo
     client.on_overview = lambda: None
     client.end_episode(CALL_TIMEOUT_S)
     film.end_episode(success)
-    return Episode(number, seed, success, round(sim_s, 2), round(wall_s, 2), cycles, holds)
+    return Episode(number, seed, success, round(sim_s, 2), round(wall_s, 2), cycles, holds, because)
 
 
 def _line(episode: Episode) -> str:
     outcome = '[green]success[/]' if episode.success else '[red]failure[/]'
+    because = f': {escape(episode.held_because)}' if episode.holds else ''
     return (
         f'episode {episode.number:2d}  seed {episode.seed:3d}  {outcome}  {episode.sim_s:5.2f} s simulated in '
-        f'{episode.wall_s:5.1f} s  {episode.cycles:3d} cycles  {episode.holds} holds'
+        f'{episode.wall_s:5.1f} s  {episode.cycles:3d} cycles  {episode.holds} holds{because}'
     )
 
 
@@ -171,7 +175,10 @@ def _table(summary: dict[str, Any]) -> Table:
         table.add_column(column, justify='right')
     for stage, values in summary['latency_ms'].items():
         table.add_row(stage, f'{values["p50"]:.1f}', f'{values["p99"]:.1f}', end_section=stage == 'total')
-    table.caption = f'{summary["cycles"]} cycles, {summary["holds"]} holds, {summary["underruns"]} underruns'
+    table.caption = ', '.join(
+        f'{summary[key]} {key.replace("_", " ")}'
+        for key in ('cycles', 'rejected_chunks', 'holds', 'underruns')
+    )
     return table
 
 

@@ -59,7 +59,7 @@ class DemoClient(Node):
         )  # when each was sent (wall), and what it says
         self.cycles = 0
         self.holds = 0
-        self._holding = False
+        self.held_because, self._holding = '', False
         self._policy_says = ''
         self.images: dict[str, Any] = {}
         self.on_overview: Callable[[], None] = lambda: None
@@ -123,6 +123,7 @@ class DemoClient(Node):
         # The simulator waits with its first step for the policy: no frame of the episode is missed.
         said = self._call(self._reset, Trigger.Request(), timeout_s).message
         self.succeeded, self.cycles, self.holds, self.start_ns = False, 0, 0, 0
+        self.held_because = ''
         self._call(self._enable, SetBool.Request(data=True), timeout_s)
         return str(said)
 
@@ -171,6 +172,7 @@ class DemoClient(Node):
         self.holds += holding and not self._holding  # a hold that lasts is reported again each second
         self._holding = holding
         if holding:
+            self.held_because = message.message.removeprefix(f'{HOLDING}: ')
             self.start_ns = self.start_ns or self.now_ns
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:

@@ -28,6 +28,7 @@ from decoupled_policy_ros.training.study import (
 from decoupled_policy_ros.training.study.config import merged
 from decoupled_policy_ros.training.study.job_kinds import Cell, DemonstrationsJob, Stage1Job, _begin
 from decoupled_policy_ros.training.study.jobs import plan
+from decoupled_policy_ros.training.study.run import _planned, _wanted
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOP = {'steps': 2, 'batch_size': 4, 'warmup_steps': 1, 'threads': 1}
@@ -390,6 +391,19 @@ def test_some_seeds_leave_what_is_known_of_the_others(tmp_path):
     assert write_results(study, cells, results) == whole and '| seed 0 | seed 42 |' in whole
     with pytest.raises(ConfigError, match='no study has seed 1; there are 0, 42'):
         run_studies([study], out, seeds=[1], workers=0, results=results)
+
+
+def test_what_only_a_later_run_needs_is_made_later(tmp_path):
+    recipes = {name: values('')['recipes'][name] for name in ('decoupled', 'unconditional')}
+    study = load_study(study_file(tmp_path / 'a.yaml', tmp_path / 'demos', recipes=recipes))
+    jobs, cells = _planned([study], tmp_path / 'out', None)
+    first, second, third, fourth = (job for job in jobs.values() if isinstance(job, Cell))
+    assert [cells['small'][place] for place in cells['small']] == [first, second, third, fourth]
+    demonstrations = jobs[tmp_path / 'demos']
+    decoupled, unconditional = (job for job in jobs.values() if isinstance(job, Stage1Job))
+    assert _wanted(jobs) == [demonstrations, decoupled, first, unconditional, second, third, fourth]
+    first.take(outcome_of(first))
+    assert _wanted(jobs) == [demonstrations, unconditional, second, decoupled, third, fourth]
 
 
 def test_a_backbone_that_is_not_described_is_the_default_one(tmp_path):

@@ -97,15 +97,20 @@ def _planned(
 
 
 def _wanted(jobs: dict[Path, Job]) -> list[Job]:
-    """The cells that are not done and what they wait for, in the order of the jobs."""
-    wanted: set[Path] = set()
-    ahead: list[Job] = [job for job in jobs.values() if isinstance(job, Cell)]
-    while ahead:
-        job = ahead.pop()
+    """The cells that are not done, in the order of the jobs, each behind what it waits for and no earlier one does."""
+    wanted: dict[Path, Job] = {}
+
+    def want(job: Job) -> None:
         if not job.done and job.folder not in wanted:
-            wanted.add(job.folder)
-            ahead += [jobs[path] for path in job.inputs if path in jobs]
-    return [job for job in jobs.values() if job.folder in wanted]
+            for path in job.inputs:
+                if path in jobs:
+                    want(jobs[path])
+            wanted[job.folder] = job
+
+    for job in jobs.values():
+        if isinstance(job, Cell):
+            want(job)
+    return list(wanted.values())
 
 
 def _require_data(jobs: Sequence[Job]) -> None:

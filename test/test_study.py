@@ -398,7 +398,7 @@ def test_what_only_a_later_run_needs_is_made_later(tmp_path):
     study = load_study(study_file(tmp_path / 'a.yaml', tmp_path / 'demos', recipes=recipes))
     jobs, cells = _planned([study], tmp_path / 'out', None)
     first, second, third, fourth = (job for job in jobs.values() if isinstance(job, Cell))
-    assert [cells['small'][place] for place in cells['small']] == [first, second, third, fourth]
+    assert list(cells['small'].values()) == [first, second, third, fourth]
     demonstrations = jobs[tmp_path / 'demos']
     decoupled, unconditional = (job for job in jobs.values() if isinstance(job, Stage1Job))
     assert _wanted(jobs) == [demonstrations, decoupled, first, unconditional, second, third, fourth]

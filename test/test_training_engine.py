@@ -120,6 +120,10 @@ def test_bfloat16_is_float32_on_a_processor_that_does_not_multiply_it(tmp_path, 
         _, rounded = gradient(tmp_path, precision='bfloat16')
         assert torch.equal(rounded, exact) is not supported
         assert torch.allclose(rounded, exact, atol=0.1)
+        trainer = Trainer(
+            torch.nn.Linear(1, 1), None, Optimisation(steps=1, precision='bfloat16'), tmp_path, {}
+        )
+        assert trainer.computed_in['precision'] == ('bfloat16' if supported else 'float32')
 
 
 def test_encoders_have_a_weight_decay_of_their_own(tmp_path):

@@ -25,6 +25,11 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+def name_of(device: torch.device) -> str:
+    """What a reader of a file has to know of where its numbers were computed: `cpu`, or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device)
+
+
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for it: without them bfloat16 is many times slower than float32."""
     if device.type == 'cpu':

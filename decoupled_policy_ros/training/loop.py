@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from decoupled_policy_ros.errors import TrainingError
 from decoupled_policy_ros.files import replace_whole
-from decoupled_policy_ros.policy.device import multiplies_bfloat16
+from decoupled_policy_ros.policy.device import multiplies_bfloat16, name_of
 from decoupled_policy_ros.training.config import Optimisation
 from decoupled_policy_ros.training.processes import accelerator_for, finish_trackers, start_trackers
 from decoupled_policy_ros.training.validation import Validator
@@ -128,6 +128,15 @@ class Trainer:
         self.seconds = 0.0
         if (folder / CHECKPOINT).exists():
             self._resume()
+
+    @property
+    def computed_in(self) -> dict[str, str]:
+        """The device and the precision that it has: the same settings give other numbers in another one."""
+        autocast = self.accelerator.unwrap_model(self.objective).autocast
+        return {
+            'device': name_of(torch.device(self.config.device)),
+            'precision': 'bfloat16' if autocast else 'float32',
+        }
 
     def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         decay = ema_decay(int(count), self.config.ema_power, self.config.ema_max)

@@ -80,7 +80,7 @@ def test_a_study_runs_resumes_and_writes_its_tables(tmp_path, monkeypatch, capfd
     # Shared or frozen: the same weights count, whoever trained them.
     assert len({o['backbone_parameters'] for o in outcomes}) == 1
     assert outcomes[0]['trained_parameters'] > outcomes[1]['trained_parameters']
-    assert {(o['device'], o['precision']) for o in outcomes} == {('cpu', 'float32')}
+    assert all(o['computed_in'] == ['cpu, float32'] for o in outcomes)
     text = document.read_text()
     assert text.startswith('# Evidence') and text.endswith('The end.\n') and 'old' not in text
     assert text.count('| lift |') == 3

@@ -98,7 +98,7 @@ def test_stage1_leaves_a_backbone_that_says_where_it_comes_from(backbone):
     loaded = load_backbone(backbone)
     assert loaded.provenance['stage'] == 'stage1'
     assert loaded.provenance['data']['sources'][0]['synthetic'] == 5
-    assert (loaded.provenance['device'], loaded.provenance['precision']) == ('cpu', 'float32')
+    assert loaded.provenance['computed_in'] == ['cpu, float32']
     assert loaded.provenance['data']['sources'][0]['frames'] > 20
     assert len(losses(backbone)) == LOOP['steps']
     assert (backbone / 'loss.png').stat().st_size > 1000

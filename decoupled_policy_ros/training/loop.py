@@ -89,6 +89,7 @@ class Trainer:
         validator: scores the EMA weights on the first process, where one is set.
         is_main: whether this is the first process, the only one that writes files.
         batch_size: of an update, over all processes.
+        computed_in: device and precision of all that trained: the same settings give other numbers in another one.
         scores: (step, score) of each validation.
 
     Raises:
@@ -113,7 +114,9 @@ class Trainer:
         self.batch_size = config.batch_size * draws
         # Together these are what an update is computed from, so that their product is what resuming needs.
         self.identity = identity | ({'accumulate': str(draws)} if draws > 1 else {})
-        self.objective = self.accelerator.prepare_model(Objective(module, loss, config))
+        objective = Objective(module, loss, config)
+        self.autocast = objective.autocast
+        self.objective = self.accelerator.prepare_model(objective)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             _groups(self.parameters, encoder, config),
@@ -124,19 +127,11 @@ class Trainer:
         )
         self.average = AveragedModel(module, multi_avg_fn=self._average)
         self.losses: list[float] = []
+        self.computed_in: list[str] = []
         self.scores: list[tuple[int, float]] = []
         self.seconds = 0.0
         if (folder / CHECKPOINT).exists():
             self._resume()
-
-    @property
-    def computed_in(self) -> dict[str, str]:
-        """The device and the precision that it has: the same settings give other numbers in another one."""
-        autocast = self.accelerator.unwrap_model(self.objective).autocast
-        return {
-            'device': name_of(torch.device(self.config.device)),
-            'precision': 'bfloat16' if autocast else 'float32',
-        }
 
     def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         decay = ema_decay(int(count), self.config.ema_power, self.config.ema_max)
@@ -152,6 +147,10 @@ class Trainer:
         self.module.train()
         start_trackers(self.accelerator, self.identity, self.folder)
         config, first = self.config, len(self.losses)
+        precision = 'bfloat16' if self.autocast else 'float32'
+        here = f'{name_of(torch.device(config.device))}, {precision}'
+        if first < config.steps and here not in self.computed_in:
+            self.computed_in.append(here)
         started, before = time.monotonic(), self.seconds
         columns = (
             TextColumn('{task.description}'),
@@ -242,6 +241,7 @@ class Trainer:
             'identity': json.dumps(self.identity),
             'seconds': repr(self.seconds),
             'scores': json.dumps(self.scores),
+            'computed_in': json.dumps(self.computed_in),
         }
         try:
             save_file(tensors, partial, metadata)
@@ -260,6 +260,7 @@ class Trainer:
         self._require_same_run(path, json.loads(metadata['identity']))
         self.losses = tensors.pop('losses').tolist()
         self.seconds = json.loads(metadata['seconds'])
+        self.computed_in = json.loads(metadata.get('computed_in', '[]'))
         self.scores = [(step, score) for step, score in json.loads(metadata.get('scores', '[]'))]
         parts: dict[str, dict[str, Tensor]] = {'module': {}, 'average': {}, 'optimiser': {}}
         for key, value in tensors.items():

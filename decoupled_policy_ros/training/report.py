@@ -19,7 +19,7 @@ def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, res
         'config': config.model_dump(mode='json'),
         **result,
         'seconds': round(trainer.seconds, 1),
-        **trainer.computed_in,
+        'computed_in': trainer.computed_in,
         'trained_parameters': sum(p.numel() for p in trainer.parameters),
         'scores': [{'step': step, 'score': score} for step, score in trainer.scores],
         'losses': [float(f'{loss:.6g}') for loss in trainer.losses],

@@ -118,7 +118,7 @@ def provenance_of(stage: str, data: dict, trainer: Trainer) -> dict:
         'steps': config.steps,
         'batch_size': trainer.batch_size,
         'seed': config.seed,
-        **trainer.computed_in,
+        'computed_in': trainer.computed_in,
         'final_loss': round(sum(last) / len(last), 6),
         'versions': versions,
     }

@@ -185,7 +185,7 @@ class Cell:
             'trained_parameters': run['trained_parameters'],
             'backbone_parameters': sum(p.numel() for p in load_backbone(backbone).parameters()),
             'training_seconds': run['seconds'],
-            **{key: run[key] for key in ('device', 'precision') if key in run},
+            'computed_in': run.get('computed_in', []),
             'final_loss': round(sum(last) / len(last), 5),
             'task_sha256': run['task_sha256'],
             'backbone_sha256': run['backbone_sha256'],

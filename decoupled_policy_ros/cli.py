@@ -53,7 +53,7 @@ def train(
             load_config(config, Stage2Config, parse_overrides(set)), out, normal=stage == 'normal'
         )
     if sha256:  # only the first of several processes has written something
-        Console().print(f'{out}: sha256 {sha256}', soft_wrap=True)
+        Console().print(f'{out}: sha256 {sha256}', soft_wrap=True, markup=False)
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, object]:
@@ -102,7 +102,8 @@ def demos(
     """
     from decoupled_policy_ros.sim.demonstrations import make_demonstrations
 
-    Console().print(str(make_demonstrations(task, episodes, out, images, seed, workers, noise, robot=robot)))
+    made = make_demonstrations(task, episodes, out, images, seed, workers, noise, robot=robot)
+    Console().print(str(made), markup=False)
 
 
 @app.command
@@ -127,13 +128,7 @@ def study(
             outcomes are there already are not done again.
         document: Markdown file that gets each table between `<!-- study NAME -->` and `<!-- end -->`.
     """
-    from decoupled_policy_ros.training.study import (
-        insert_table,
-        load_study,
-        require_place,
-        run_studies,
-        write_results,
-    )
+    from decoupled_policy_ros.training.study import load_study, publish, require_place, run_studies
 
     studies = [load_study(path) for path in configs]
     if document is not None:  # now, and not after a night of training
@@ -142,9 +137,7 @@ def study(
     results = results or out / 'results'
     cells = run_studies(studies, out, seeds or None, workers, results)
     for each in studies:
-        text = write_results(each, cells[each.name], results)
-        if document is not None:
-            insert_table(document, each.name, text)
+        text = publish(each, cells[each.name], results, document)
         Console(width=WIDE).print(f'{each.title}\n{text}', markup=False, highlight=False)
     wanted = [
         cell

@@ -87,6 +87,7 @@ def convert(
     Console().print(
         f'{out}: {totals["episodes"]} episodes, {totals["frames"]} frames; see {out}/conversion',
         soft_wrap=True,
+        markup=False,
     )
 
 

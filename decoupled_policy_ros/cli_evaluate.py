@@ -90,12 +90,18 @@ def evaluate(
             libero_spatial, libero_object, libero_goal, libero_10) or a task of it (mimicgen/stack_d1, libero_goal/3).
         options: how.
     """
-    from decoupled_policy_ros.files import whole_folder, write_json
+    from decoupled_policy_ros.files import require_file_name, whole_folder, write_json
     from decoupled_policy_ros.sim.benchmarks import common_protocol, expanded
     from decoupled_policy_ros.training.evaluation import Films, evaluate_all
 
     if options.report is not None:  # now, and not after an hour of episodes: it needs a plotting library
         from decoupled_policy_ros.training.evaluation_report import VIDEOS, write_report
+    if options.json is not None:
+        require_file_name(options.json)
+    if not task:
+        raise ConfigError('no task is given; name some after --task, such as lift')
+    if options.films < 0:
+        raise ConfigError(f'films must be at least 0, got {options.films}')
     tasks = [name for given in task for name in expanded(given)]
     asked: dict[str, Any] = {
         'checkpoint': options.checkpoint,
@@ -118,7 +124,7 @@ def evaluate(
             write_report(evaluation, folder)
     _print_success(evaluation)
     if options.report is not None:
-        Console().print(f'{options.report / "report.html"}', soft_wrap=True)
+        Console().print(f'{options.report / "report.html"}', soft_wrap=True, markup=False)
 
 
 def _pairs(policies: Sequence[str], tasks: Sequence[str], paired: bool) -> list[tuple[str, str]]:
@@ -159,4 +165,5 @@ def _print_success(evaluation: dict[str, Any]) -> None:
             f'{", ".join(row["policies"])} on {row["task"]}: {row["successes"]} of {row["episodes"]} episodes '
             f'succeeded ({row["success_rate"]:.0%}, 95 % interval {low:.0%} to {high:.0%})',
             soft_wrap=True,
+            markup=False,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,11 +16,31 @@ from decoupled_policy_ros.errors import ConfigError
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, replacing what was there; whoever looks sees the old file or the new one."""
+    """Write `content` to `path`, replacing what was there; whoever looks sees the old file or the new one.
+
+    Others may write the same file at the same time: one of them is the last.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.part')
-    partial.write_bytes(content)
-    replace_whole(partial, path)
+    partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
+    try:
+        partial.write_bytes(content)
+        replace_whole(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def require_file_name(path: Path) -> None:
+    """Find out before hours of work whether a file can be written here in the end; makes its folder.
+
+    Raises:
+        ConfigError: a folder has that name, or its own folder can't be made.
+    """
+    if path.is_dir():
+        raise ConfigError(f'{path} is a folder; name a file')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f'{path} can not be written: {error}') from error
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:

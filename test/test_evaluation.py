@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -15,7 +16,9 @@ from ray_cluster import ray_cluster
 from scipy.stats import binomtest
 from untrained import save_untrained_policy
 
+from decoupled_policy_ros import cli_evaluate
 from decoupled_policy_ros.cli import main
+from decoupled_policy_ros.cli_evaluate import EvaluateOptions
 from decoupled_policy_ros.data.parallel import Result
 from decoupled_policy_ros.errors import (
     CheckpointError,
@@ -26,7 +29,9 @@ from decoupled_policy_ros.errors import (
 )
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.policy.checkpoint import load_backbone, save_task
+from decoupled_policy_ros.policy.model_files import identity
 from decoupled_policy_ros.policy.policy import Task
+from decoupled_policy_ros.training import evaluation
 from decoupled_policy_ros.training.evaluation import (
     EpisodeResult,
     Evaluation,
@@ -114,6 +119,40 @@ def test_evaluate_writes_what_it_reports(small_policy_folders, tmp_path):
     assert [r['seed'] for r in report['results']] == [5, 6]
     assert report['successes'] == 0  # an untrained policy does not lift a cube in half a second
     assert (tmp_path / 'video.mp4').read_bytes()[4:8] == b'ftyp'
+
+
+@pytest.mark.sim
+def test_a_policy_that_is_written_anew_meanwhile_has_no_report(small_policy_folders, tmp_path, monkeypatch):
+    backbone, task = small_policy_folders
+    copied = tmp_path / 'task'
+    shutil.copytree(task, copied)
+    spec = Evaluation(str(copied), 'lift', str(backbone), denoising_steps=1, max_steps=2)
+
+    def rewriting(jobs):
+        yield from here(jobs)
+        header = json.loads((copied / 'task.json').read_text()) | {'instruction': 'another'}
+        header['sha256'] = identity(header)
+        (copied / 'task.json').write_text(json.dumps(header))
+
+    here = evaluation._here
+    monkeypatch.setattr(evaluation, '_here', rewriting)
+    with pytest.raises(EvaluationError, match='was written anew while it was evaluated'):
+        evaluate(spec, 1, workers=1)
+
+
+def test_what_can_not_be_written_or_done_is_refused_before_any_episode(small_policy_folders, tmp_path):
+    _, task = small_policy_folders
+    for options, message in (
+        (EvaluateOptions(json=tmp_path), 'is a folder; name a file'),
+        (EvaluateOptions(films=-1), 'films must be at least 0, got -1'),
+        (EvaluateOptions(seed=2**32), r'a seed is in 0 .. 2\^32 - 1'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            cli_evaluate.evaluate((str(task),), ('lift',), options)
+    with pytest.raises(ConfigError, match='no policy is given'):
+        cli_evaluate.evaluate((), ('lift',), EvaluateOptions())
+    with pytest.raises(ConfigError, match='no task is given'):
+        cli_evaluate.evaluate((str(task),), (), EvaluateOptions())
 
 
 # Several episodes at a time, in several places
@@ -248,10 +287,13 @@ def test_a_policy_that_observes_something_else_is_refused_before_an_episode(tmp_
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--policy', '--task', 'lift'], 'of 0 policies'),
-        (['--policy', 'lift', '--task'], 'no task can not be evaluated'),
+        (['--policy', '--task', 'lift'], 'no policy is given'),
+        (['--policy', 'lift', '--task'], 'no task is given'),
         (['--policy', 'lift', '--task', 'lift', '--episodes', '0'], 'episodes must be at least 1, got 0'),
-        (['--policy', 'lift', '--task', 'lift', '--seed', '-1'], 'a seed is at least 0, got scenes -1 to 48'),
+        (
+            ['--policy', 'lift', '--task', 'lift', '--seed', '-1'],
+            'a seed is in 0 .. 2^32 - 1, got scenes -1 to 48',
+        ),
         (['--policy', 'lift', '--task', 'lift', '--lanes', '0'], 'lanes must be at least 1'),
         (
             ['--policy', 'lift', '--task', 'lift', '--workers', '0'],

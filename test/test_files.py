@@ -1,6 +1,8 @@
 """Files have their name only once they are on the disk: a power cut leaves no empty one."""
 
+import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from test_dataset_writing import frames_of, spec_of
@@ -72,3 +74,22 @@ def test_what_gets_its_name_is_on_the_disk(write, tmp_path, monkeypatch):
     write(tmp_path)
     assert named
     assert all(path.parent.stat().st_ino in synced for path in named)  # and so are the names
+
+
+def test_two_that_write_the_same_file_do_not_meet(tmp_path):
+    """As two studies do that read the same results."""
+    file, content = tmp_path / 'outcome.json', list(range(500))
+    write_json(file, content)
+    with ThreadPoolExecutor(8) as pool:
+        writing = [pool.submit(write_json, file, content) for _ in range(200)]
+        while not all(one.done() for one in writing):
+            assert json.loads(file.read_text()) == content
+    assert [one.exception() for one in writing] == [None] * 200
+    assert [path.name for path in tmp_path.iterdir()] == ['outcome.json']
+
+
+def test_a_file_that_can_not_be_written_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'fsync', lambda _: (_ for _ in ()).throw(OSError('No space left on device')))
+    with pytest.raises(OSError, match='No space'):
+        write_whole(tmp_path / 'file', b'content')
+    assert not list(tmp_path.iterdir())

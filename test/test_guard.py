@@ -16,6 +16,7 @@ from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.inverse import InverseKinematics
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.robot.shapes import Box
+from decoupled_policy_ros.runtime.assembly import JOINT_SHARE, default_guard
 from decoupled_policy_ros.runtime.guard.collision import CollisionChecks
 from decoupled_policy_ros.runtime.guard.guard import Guard, Request
 from decoupled_policy_ros.runtime.guard.joints import MAX_PARTS, SPACING_M, JointChecks, JointPath, between
@@ -543,7 +544,7 @@ def test_the_file_that_is_shipped_holds_the_defaults(repository):
         name: getattr(defaults, name) for name in names
     }
     values = yaml.safe_load((repository / 'config' / 'guard' / 'default.yaml').read_text())
-    assert names - set(values) == {'workspace_m', 'overrides'}
+    assert names - set(values) == {'workspace_m', 'overrides', 'ignored_rules'}
 
 
 @pytest.mark.parametrize(('values', 'message'), [
@@ -581,6 +582,28 @@ def test_every_value_of_a_file_arrives(tmp_path):
     limits = settings.limits(ROBOT)
     assert limits.ee_linear_velocity_m_s == 0.125
     np.testing.assert_array_equal(limits.workspace_m[0], [0.1, -0.2, 0.0])
+
+
+def test_a_file_takes_nothing_from_what_joint_trajectories_need(repository, tmp_path):
+    """Whoever only slows the arm down keeps the rules of the joints, and their share of the acceleration."""
+    needed, file = default_guard(ROBOT, True), tmp_path / 'slow.yaml'
+    for values in ({'limit_scale': 0.2}, {'limits': {'ee_linear_velocity_m_s': 0.25}}):
+        file.write_text(yaml.safe_dump(values))
+        settings = read_guard_settings(file, needed)
+        assert settings.ignored_rules == frozenset()
+        scale = values.get('limit_scale', 1.0)
+        np.testing.assert_allclose(
+            settings.limits(ROBOT).acceleration_rad_s2,
+            JOINT_SHARE * scale * ROBOT.limits.acceleration_rad_s2,
+        )
+    assert settings.limits(ROBOT).ee_linear_velocity_m_s == 0.25
+    shipped = read_guard_settings(repository / 'config' / 'guard' / 'default.yaml', needed)
+    assert shipped.ignored_rules == frozenset()
+    chosen = guard_settings(
+        {'ignored_rules': ['boxes'], 'limits': {'acceleration_rad_s2': [1.0] * 7}}, '', needed
+    )
+    assert chosen.ignored_rules == {'boxes'}
+    np.testing.assert_array_equal(chosen.limits(ROBOT).acceleration_rad_s2, np.ones(7))
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,8 @@ def test_several_instructions_are_refused_until_one_is_chosen(episodes, robot, t
         DatasetError, match=r"holds the instructions \['open the drawer', 'close the drawer'\]"
     ):
         load_demonstrations(stage2(tmp_path, instruction=' '), 16, robot, 20.0)
+    first = load_demonstrations(stage2(tmp_path, episodes=1), 16, robot, 20.0)
+    assert first.instructions == ['open the drawer']  # those that are used have one
     data = load_demonstrations(stage2(tmp_path / 'b_demo.hdf5'), 16, robot, 20.0)
     assert data.instructions == ['close the drawer']
 

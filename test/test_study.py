@@ -18,17 +18,12 @@ from decoupled_policy_ros.policy.checkpoint import find_model, read_header, save
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.training.network import DEFAULT_BACKBONE, new_backbone
-from decoupled_policy_ros.training.study import (
-    insert_table,
-    load_study,
-    require_place,
-    run_studies,
-    write_results,
-)
+from decoupled_policy_ros.training.study import load_study, publish, require_place, run_studies
 from decoupled_policy_ros.training.study.config import merged
 from decoupled_policy_ros.training.study.job_kinds import Cell, DemonstrationsJob, Stage1Job, _begin
 from decoupled_policy_ros.training.study.jobs import plan
 from decoupled_policy_ros.training.study.run import _planned, _wanted
+from decoupled_policy_ros.training.study.tables import insert_table, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOP = {'steps': 2, 'batch_size': 4, 'warmup_steps': 1, 'threads': 1}
@@ -114,7 +109,7 @@ def test_a_study_runs_resumes_and_writes_its_tables(tmp_path, monkeypatch, capfd
         study_file(tmp_path / 'more.yaml', '', tasks=more, recipes={'random': {'train': 'random'}})
     )
     with pytest.raises(
-        ConfigError, match=r'holds 1 demonstrations without pictures, and 2 demonstrations of lift'
+        ConfigError, match=r"holds 1 demonstrations of '.*' without pictures, and 2 demonstrations of lift"
     ):
         run_studies([study], tmp_path / 'out')
 
@@ -244,9 +239,18 @@ def test_a_run_that_fails_is_not_tried_by_another_process(tmp_path, capfd):
             for named, message in (
                 (
                     {'backbone': SMALL},
-                    "backbone is 'dp_mlp', but the finished .* 'dp_mixer_panda' has 'dp_mixer'",
+                    "backbone.kind is 'dp_mlp', but the finished .* 'dp_mixer_panda' has 'dp_mixer'",
                 ),
-                ({'conditioning': {'kind': 'adaln_zero'}}, "conditioning is 'adaln_zero', but .* has 'film'"),
+                (
+                    {'backbone': {'kind': 'dp_mixer', 'width': 512}},
+                    'backbone.width is 512, but the finished .* has 256',
+                ),
+                (
+                    {'conditioning': {'kind': 'adaln_zero'}},
+                    "conditioning.kind is 'adaln_zero', but .* has 'film'",
+                ),
+                ({'objective': {'foo': 1}}, 'objective.foo'),
+                ({'objective': {'training_steps': 'abc'}}, 'objective.training_steps'),
                 (
                     {'objective': {'prediction': 'sample'}},
                     "objective is .*'sample'.*, but .* has .*'epsilon'",
@@ -254,6 +258,19 @@ def test_a_run_that_fails_is_not_tried_by_another_process(tmp_path, capfd):
             )
         ),
         ({'tasks': {'libero_goal/3': {'dataset': 'x'}}, 'rollouts': {'seed': 9}}, 'got scenes 9 to 58'),
+        ({'stage1': {'backbone': 'dp_mlp'}, 'backbones': {'any': {}}}, 'backbone: '),
+        ({'stage1': {'optimisation': 5}}, 'optimisation: .*got 5'),
+        (
+            {'stage2': {'instruction': '{dataset.name}', 'optimisation': LOOP}},
+            'names a word that is not there',
+        ),
+        ({'backbones': {'x': {'backbone': {'kind': 5}}}}, 'backbone: '),
+        ({'seeds': [10**14]}, 'optimisation.seed'),
+        ({'rollouts': {'seed': 2**32}}, 'a seed is in 0'),
+        (
+            {'stage2': {'optimisation': LOOP, 'validation': {'every': 3, 'held_out': 0.5}}},
+            'validation.every 3',
+        ),
         (
             {
                 'stage2': {
@@ -375,7 +392,7 @@ def test_a_folder_that_holds_motion_in_place_of_the_demonstrations_is_refused(tm
             writer.append(motion.stamps_ns, motion.joint_positions, motion.actions)
     study = load_study(study_file(tmp_path / 'a.yaml', tmp_path / 'demos'))
     with pytest.raises(
-        ConfigError, match='demos holds 3 demonstrations without pictures, and 1 demonstrations'
+        ConfigError, match=r"demos holds 3 demonstrations of '.*' without pictures, and 1 demonstrations"
     ):
         run_studies([study], tmp_path / 'out')
 
@@ -477,3 +494,36 @@ def test_a_document_without_a_place_for_the_table_is_refused(tmp_path, monkeypat
     with pytest.raises(SystemExit):
         cli.main()
     assert not (tmp_path / 'out').exists()  # refused before anything is trained
+
+
+def test_studies_that_can_not_be_told_apart_are_refused(tmp_path):
+    first = load_study(study_file(tmp_path / 'a.yaml', tmp_path / 'demos'))
+    second = load_study(study_file(tmp_path / 'b.yaml', tmp_path / 'demos', title='Another', seeds=[1]))
+    with pytest.raises(ConfigError, match="name 'small': 'A small one' and 'Another'"):
+        run_studies([first, second], tmp_path / 'out')
+    with pytest.raises(ConfigError, match='no study is given'):
+        run_studies([], tmp_path / 'out')
+
+
+def test_what_another_process_published_meanwhile_stays(tmp_path):
+    """Two that share results: each writes what the other has done, too."""
+    study = load_study(study_file(tmp_path / 'a.yaml', tmp_path / 'demos'))
+    results, document = tmp_path / 'results', tmp_path / 'evidence.md'
+    document.write_text('<!-- study small -->\n<!-- end -->\n')
+    for out, seed in ((tmp_path / 'one', 0), (tmp_path / 'two', 42)):
+        cells = run_studies([study], out, workers=0)['small']
+        cell = next(cell for place, cell in cells.items() if place.seed == seed)
+        cell.folder.mkdir(parents=True)
+        (cell.folder / 'outcome.json').write_text(json.dumps(outcome_of(cell)))
+        text = publish(study, cells, results, document)
+    assert text.count('1/2') == 2 and '2/4' in text
+    assert text in document.read_text()
+
+
+def test_a_place_whose_end_is_missing_takes_no_other_study_with_it(tmp_path):
+    document = tmp_path / 'evidence.md'
+    document.write_text('<!-- study a -->\n\n<!-- study b -->\nold\n<!-- end -->\n')
+    with pytest.raises(ConfigError, match='no lines `<!-- study a -->`'):
+        require_place(document, 'a')
+    insert_table(document, 'b', 'new\n')
+    assert document.read_text() == '<!-- study a -->\n\n<!-- study b -->\nnew\n<!-- end -->\n'

@@ -435,6 +435,22 @@ def command_line(monkeypatch, *arguments: str) -> int:
     return 0
 
 
+def test_a_folder_with_brackets_in_its_name_is_named_as_it_is(tmp_path, monkeypatch, capsys):
+    """rich would take them for its markup."""
+    monkeypatch.setenv('COLUMNS', '500')
+    config = {
+        'name': 'x',
+        'robot': 'panda_sim',
+        'sources': [{'synthetic': 2}],
+        'backbone': SMALL,
+        'optimisation': LOOP,
+    }
+    (tmp_path / 'config.yaml').write_text(json.dumps(config))
+    out = tmp_path / '[stack]' / '[/x]'
+    assert command_line(monkeypatch, 'train', 'stage1', str(tmp_path / 'config.yaml'), '--out', str(out)) == 0
+    assert f'{out}: sha256 ' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

@@ -13,21 +13,31 @@ import pyarrow.parquet
 import pytest
 import test_training
 import torch
+from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing import event_accumulator as accumulator
 from test_training import LOOP, SMALL, losses, task_config
 
-from decoupled_policy_ros.errors import ConfigError, DatasetError, SimulationError, TrainingError
+import decoupled_policy_ros
+from decoupled_policy_ros.errors import (
+    ConfigError,
+    DatasetError,
+    DecoupledPolicyError,
+    SimulationError,
+    TrainingError,
+)
 from decoupled_policy_ros.policy import load_policy
 from decoupled_policy_ros.policy.checkpoint import read_header
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.sim.environment import SimRobot
 from decoupled_policy_ros.training import memory, processes, rollout
-from decoupled_policy_ros.training.config import Optimisation
+from decoupled_policy_ros.training.config import Optimisation, Stage1Config, ValidationConfig
 from decoupled_policy_ros.training.loop import CHECKPOINT, Trainer
 from decoupled_policy_ros.training.rollout import checkpoint_folder
+from decoupled_policy_ros.training.stage1 import train_stage1
 from decoupled_policy_ros.training.stage2 import train_task
+from decoupled_policy_ros.training.validation import HeldOut
 
 demonstrations = test_training.demonstrations
 backbone = test_training.backbone
@@ -264,6 +274,68 @@ def test_a_validation_that_can_not_work_is_refused_before_any_training(
     monkeypatch.setattr(Trainer, '_step', lambda *_: pytest.fail('it trains'))
     with pytest.raises(SimulationError, match=message):
         train_task(config, tmp_path)
+
+
+@pytest.mark.sim
+def test_a_policy_that_does_not_fit_the_arm_is_refused_before_any_training(
+    demonstrations, backbone, tmp_path, monkeypatch
+):
+    """The simulator measures other objects than these demonstrations say; what a killed run left goes."""
+    (tmp_path / '.validation-old').mkdir()
+    config = task_config(demonstrations, backbone, validation={'every': 1, 'task': 'stack'})
+    monkeypatch.setattr(Trainer, '_step', lambda *_: pytest.fail('it trains'))
+    with pytest.raises(DecoupledPolicyError, match='object_state'):
+        train_task(config, tmp_path)
+    assert not list(tmp_path.glob('.validation*'))
+
+
+@pytest.mark.sim
+def test_validation_takes_no_more_steps_than_there_are(demonstrations, tmp_path):
+    few = {'kind': 'squared_cosine', 'training_steps': 5}
+    validation = {'every': 1, 'task': 'lift', 'episodes': 1}
+    loop = LOOP | {'steps': 1}
+    config = task_config(
+        demonstrations,
+        SMALL,
+        vectors=['proprioception'],
+        objective=few,
+        optimisation=loop,
+        validation=validation,
+    )
+    train_task(config, tmp_path, normal=True)
+    assert len(json.loads((tmp_path / 'run.json').read_text())['scores']) == 1
+
+
+def test_weights_whose_score_is_no_number_are_never_the_best(tmp_path):
+    validation = ValidationConfig(every=1, held_out=0.5)
+    validator = HeldOut(validation, tmp_path, lambda *_: None, torch.arange(2), lambda _: torch.zeros(()), 2)
+    nan = float('nan')
+    assert not validator.is_best(nan, [])
+    assert validator.is_best(3.0, [nan])
+    assert not validator.is_best(4.0, [nan, 3.0])
+
+
+def test_the_control_is_not_trained(demonstrations, tmp_path):
+    with pytest.raises(TrainingError, match='random_backbone freezes a backbone'):
+        train_task(task_config(demonstrations, SMALL, random_backbone=True), tmp_path, normal=True)
+
+
+def test_a_process_trains_on_one_device_after_the_other(tmp_path, monkeypatch):
+    """accelerate, once it has seen a GPU, refuses to be told that a later run is to use none."""
+    processes.accelerator_for(Optimisation(steps=1, device='cuda'), tmp_path)
+    monkeypatch.setitem(PartialState._shared_state, 'device', torch.device('cuda'))
+    assert processes.accelerator_for(Optimisation(steps=1), tmp_path).num_processes == 1
+
+
+def test_a_finished_backbone_keeps_its_hash_under_another_version(backbone, tmp_path, monkeypatch):
+    """Tasks hold it."""
+    config = Stage1Config.model_validate(json.loads((backbone / 'run.json').read_text())['config'])
+    shutil.copytree(backbone, tmp_path / 'copy')
+    monkeypatch.setattr(decoupled_policy_ros, '__version__', '99')
+    before = read_header(backbone)['sha256']
+    assert train_stage1(config, tmp_path / 'copy') == before == read_header(tmp_path / 'copy')['sha256']
+    (tmp_path / 'copy' / 'backbone.json').unlink()
+    assert train_stage1(config, tmp_path / 'copy') != before
 
 
 @pytest.mark.parametrize('validation', [{'every': 1}, {'every': 1, 'task': 'lift', 'held_out': 0.1}])

@@ -59,7 +59,9 @@ class CommandGuardSettings:
     """Parameters of the node."""
 
     robot: str = parameter('panda_sim', 'name in config/robots or path of a YAML file')
-    guard_file: str = parameter('', "YAML file with the guard's settings; empty: its defaults")
+    guard_file: str = parameter(
+        '', "YAML file with the guard's settings; what it leaves out keeps its default"
+    )
     input_topic: str = parameter('target_pose_in', 'topic of the targets to check')
     control_rate_hz: float = parameter(50.0, 'rate of target_pose (Hz)', floating=(1.0, 1000.0))
     horizon_s: float = parameter(

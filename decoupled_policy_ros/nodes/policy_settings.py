@@ -123,7 +123,9 @@ class PolicySettings:
         True,
         'check every chunk against the limits of the robot, slow it down or refuse it, see docs/safety.md',
     )
-    guard_file: str = _parameter('', "YAML file with the guard's settings; empty: its defaults")
+    guard_file: str = _parameter(
+        '', "YAML file with the guard's settings; what it leaves out keeps its default"
+    )
     output: str = _parameter(
         'pose',
         "what the arm is told: 'pose', target_pose at control_rate_hz for a Cartesian controller; 'joint_trajectory', "
@@ -206,6 +208,5 @@ def policy_steering(
 
 
 def _guard_settings(settings: PolicySettings, robot: RobotDescription) -> GuardSettings:
-    if settings.guard_file:
-        return read_guard_settings(settings.guard_file)
-    return default_guard(robot, settings.output in IN_JOINTS)
+    defaults = default_guard(robot, settings.output in IN_JOINTS)
+    return read_guard_settings(settings.guard_file, defaults) if settings.guard_file else defaults

@@ -93,9 +93,7 @@ def load_backbone(folder: Path | str) -> Backbone:
 
     def build() -> Backbone:
         kind = _kind(header['network']['kind'])
-        # Files that state no conditioning are from the time when there was FiLM only.
-        mechanism = header.get('conditioning', {'kind': 'film'})['kind']
-        denoiser = kind(kind.Size(**header['network']), mechanism)
+        denoiser = kind(kind.Size(**header['network']), conditioning_in(header)['kind'])
         schedule = make_schedule(ScheduleConfig(**header['schedule']))
         return Backbone(
             denoiser,
@@ -109,6 +107,11 @@ def load_backbone(folder: Path | str) -> Backbone:
     _fill(backbone, weights, folder)
     backbone.sha256 = header['sha256']
     return backbone.freeze()
+
+
+def conditioning_in(header: dict[str, Any]) -> dict[str, Any]:
+    """How a backbone is conditioned, by its header: one that states nothing is from the time of FiLM only."""
+    return header.get('conditioning', {'kind': 'film'})
 
 
 def load_task(folder: Path | str, backbone: Backbone) -> Task:
@@ -225,7 +228,7 @@ def _backbone_of(task_folder: Path) -> Path | str:
     own = task_folder / 'backbone'
     if (own / 'backbone.json').is_file():
         return own
-    header, _ = read_model(task_folder, 'task')
+    header = read_header_alone(task_folder, 'task')
     name = _build(task_folder, lambda: str(header['backbone']['name']))
     # A task's best weights lie in a folder of their own in the task's.
     tasks = [task_folder.parent, *([task_folder.parent.parent] if task_folder.name == 'best' else [])]

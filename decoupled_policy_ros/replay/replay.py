@@ -115,10 +115,11 @@ def _guard(run: Mapping[str, Any], robot: RobotDescription) -> GuardSettings | N
     settings = run['settings']
     if not settings['guard']:
         return None
+    defaults = default_guard(robot, settings['output'] in IN_JOINTS)
     if not run['guard_file']:
-        return default_guard(robot, settings['output'] in IN_JOINTS)
+        return defaults
     try:
         values = yaml.safe_load(run['guard_file'])
     except yaml.YAMLError as error:
         raise ConfigError(f"the guard's settings of the run: {error}") from error
-    return guard_settings({} if values is None else values, settings['guard_file'])
+    return guard_settings({} if values is None else values, settings['guard_file'], defaults)

@@ -22,7 +22,7 @@ JOINT_SHARE = 0.7
 
 
 def default_guard(robot: RobotDescription, in_joints: bool) -> GuardSettings:
-    """Settings of the guard where no file gives others.
+    """Settings of the guard as far as no file gives others.
 
     Args:
         robot: the arm.

@@ -85,11 +85,13 @@ def require_scenes(name: str, seeds: range) -> None:
     """Refuse scenes that there are not: LIBERO evaluates a task from fixed starts, and from no others.
 
     Raises:
-        ConfigError: a seed below 0, or one that is no fixed start.
+        ConfigError: a seed below 0 or above 2^32 - 1, or one that is no fixed start.
     """
     fixed = name.partition('/')[0] in LIBERO_STEPS
-    if seeds.start < 0 or (fixed and seeds.stop > LIBERO_STARTS):
-        valid = f'{name} has the fixed starts 0 to {LIBERO_STARTS - 1}' if fixed else 'a seed is at least 0'
+    if seeds.start < 0 or seeds.stop > (LIBERO_STARTS if fixed else 2**32):
+        valid = (
+            f'{name} has the fixed starts 0 to {LIBERO_STARTS - 1}' if fixed else 'a seed is in 0 .. 2^32 - 1'
+        )
         raise ConfigError(f'{valid}, got scenes {seeds.start} to {seeds.stop - 1}')
 
 

@@ -60,7 +60,7 @@ class Optimisation(_Strict):
         default=1, description='batches whose gradients are averaged for an update, in every process'
     )
     clip: PositiveFloat | None = Field(default=None, description='largest norm of the gradient')
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     device: str = 'cpu'
     threads: int | None = Field(default=None, gt=0, description='CPU threads; all by default')
     trackers: list[Literal['tensorboard', 'wandb']] = Field(
@@ -239,6 +239,11 @@ class Stage2Config(_Strict):
 
     @model_validator(mode='after')
     def _fits_together(self) -> Stage2Config:
+        if self.validation is not None and self.validation.every > self.optimisation.steps:
+            raise ValueError(
+                f'validation.every {self.validation.every} is more than the {self.optimisation.steps} steps of the '
+                'optimisation: no weights would ever be validated'
+            )
         if self.instruction is not None and self.language is not None:
             raise ValueError(
                 '`instruction` makes all instructions one, `language` tells them apart: leave one out'

@@ -97,7 +97,6 @@ def evaluate_all(
     episodes: int,
     seed: int = 0,
     workers: int | None = None,
-    json_path: Path | None = None,
     video: Path | None = None,
     lanes: int | None = None,
     ray: str | None = None,
@@ -112,7 +111,6 @@ def evaluate_all(
         specs: what to evaluate, in the order of the reports.
         episodes: of each of them, seeded seed, seed + 1, ...
         workers: processes; one per core by default. With 1 everything runs in this process.
-        json_path: the report is also written here.
         video: the first 5 episodes of the first policy are also filmed into this file, one after the other.
         lanes: episodes that a process has under way at a time; see `Rollout`.
         ray: address of a Ray cluster to use instead of processes of this machine; see `data.parallel`.
@@ -123,10 +121,12 @@ def evaluate_all(
 
     Raises:
         CheckpointError, FingerprintMismatch, ConfigError, SimulationError: as their constructors say.
-        EvaluationError: a process or machine failed.
+        EvaluationError: a process or machine failed, or the files of a policy changed meanwhile.
     """
-    if episodes < 1 or not specs:
-        raise ConfigError(f'episodes must be at least 1, got {episodes} of {len(specs)} policies')
+    if not specs:
+        raise ConfigError('no policy is given; name task folders, or names in models/tasks')
+    if episodes < 1:
+        raise ConfigError(f'episodes must be at least 1, got {episodes}')
     if any(count is not None and count < 1 for count in (lanes, workers)):
         raise ConfigError(f'workers and lanes must be at least 1, got {workers} and {lanes}')
     workers = workers or len(os.sched_getaffinity(0))
@@ -135,20 +135,21 @@ def evaluate_all(
         require_scenes(spec.task, seeds)
     if video is not None:
         _film(specs[0], seeds[:FILMED_EPISODES], video)
+    headers = [_header(spec) for spec in specs]
     alone = workers == 1 and ray is None
     jobs = _jobs(specs, seeds, lanes, 1 if alone else workers, films)
     finished = _here(jobs) if alone else _elsewhere(jobs, workers, ray)
     with closing(finished):
         results = _watched(finished, len(specs) * episodes)
-    reports = [_report(spec, seed, [results[i, s] for s in seeds]) for i, spec in enumerate(specs)]
+    reports = [
+        _report(spec, header, seed, [results[i, s] for s in seeds])
+        for i, (spec, header) in enumerate(zip(specs, headers, strict=True))
+    ]
     if films is not None:
         for index, report in enumerate(reports):
             filmed = seeds[: films.episodes]
             report['films'] = [{'seed': s, 'file': films.path(index, s).name} for s in filmed]
-    both = {'reports': reports, 'summary': summary(reports)}
-    if json_path is not None:
-        write_json(json_path, both)
-    return both
+    return {'reports': reports, 'summary': summary(reports)}
 
 
 def summary(reports: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -193,10 +194,21 @@ def _summed(task: str, robot: str, group: Sequence[dict[str, Any]], rates: Seque
     }
 
 
-def _report(spec: Evaluation, seed: int, results: list[EpisodeResult]) -> dict[str, Any]:
+def _header(spec: Evaluation) -> dict[str, Any]:
+    return read_header(checkpoint_folder(spec.policy, spec.checkpoint))
+
+
+def _report(
+    spec: Evaluation, header: dict[str, Any], seed: int, results: list[EpisodeResult]
+) -> dict[str, Any]:
+    """What came of it; `header` is the policy's from before the first episode."""
     successes = [r for r in results if r.success]
     chunks = sum(r.chunks for r in results)
-    header = read_header(checkpoint_folder(spec.policy, spec.checkpoint))
+    if (now := _header(spec)['sha256']) != header['sha256']:
+        raise EvaluationError(
+            f'{spec.policy} was written anew while it was evaluated: sha256 {header["sha256"]} before, {now} now; '
+            'evaluate a copy, or once its training is over'
+        )
     return {
         **asdict(spec),
         'task_sha256': header['sha256'],

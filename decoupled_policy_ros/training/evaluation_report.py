@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from decoupled_policy_ros.files import write_json, write_whole
 from decoupled_policy_ros.policy.checkpoint import find_model
+from decoupled_policy_ros.training.report import smoothed
 
 Report = Mapping[str, Any]
 
@@ -100,9 +101,7 @@ def loss_plot(reports: Iterable[Report], path: Path) -> bool:
     figure = _figure(7, 3.5)
     axes = figure.subplots()
     for name, losses in curves.items():
-        window = max(1, len(losses) // 100)
-        smooth = np.convolve(losses, np.ones(window) / window, 'valid')
-        axes.semilogy(np.arange(len(smooth)) + window - 1, smooth, label=name)
+        axes.semilogy(*smoothed(losses), label=name)
     axes.set(xlabel='training step', ylabel='loss, moving mean')
     axes.legend(fontsize='small')
     _save(figure, path)

@@ -47,6 +47,12 @@ def learning_rate(step: int, config: Optimisation) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
+def final_loss(losses: Sequence[float]) -> float | None:
+    """Mean of the last hundred; None before the first."""
+    last = losses[-100:]
+    return round(sum(last) / len(last), 6) if last else None
+
+
 def _groups(
     parameters: list[nn.Parameter], encoder: nn.Module | None, config: Optimisation
 ) -> list[dict[str, Any]]:
@@ -136,6 +142,11 @@ class Trainer:
     def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         decay = ema_decay(int(count), self.config.ema_power, self.config.ema_max)
         torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left to do."""
+        return len(self.losses) >= self.config.steps
 
     def run(self) -> None:
         """Train from the last checkpoint to the last step."""

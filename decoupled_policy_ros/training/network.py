@@ -55,6 +55,16 @@ class ConditioningConfig(BaseModel):
     kind: str
 
 
+class NetworkConfig(BaseModel):
+    """The three sections, where they stand by themselves; what is left out is chosen by whoever trains."""
+
+    model_config = ConfigDict(extra='forbid', frozen=True)
+
+    backbone: BackboneSize | None = None
+    conditioning: ConditioningConfig | None = None
+    objective: ScheduleConfig | None = None
+
+
 def require_mechanism(backbone: AnySize, conditioning: ConditioningConfig | None) -> None:
     """Raise ConfigError where this backbone can't be conditioned that way."""
     valid = BACKBONES[backbone.kind].mechanisms

@@ -44,8 +44,10 @@ def accelerator_for(config: Optimisation, folder: Path) -> Accelerator:
     Precision stays with the trainer: accelerate keeps its own for all runs of a process, and ours is a setting of
     each run.
     """
+    # Alone nothing is placed or sent anywhere, and accelerate holds all runs of a process to one answer.
+    together = 'LOCAL_RANK' in os.environ
     return Accelerator(
-        cpu=config.device.startswith('cpu'),
+        cpu=together and config.device.startswith('cpu'),
         device_placement=False,
         mixed_precision='no',
         log_with=list(config.trackers) or None,

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.training.loop import Trainer
+
+
+def smoothed(losses: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Steps, and the mean of the losses up to each of them, over a hundredth of all."""
+    window = max(1, len(losses) // 100)
+    means = np.convolve(losses, np.ones(window) / window, 'valid')
+    return np.arange(len(means)) + window - 1, means
 
 
 def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, result: dict) -> None:
@@ -25,12 +35,9 @@ def write_report(out: Path, stage: str, config: BaseModel, trainer: Trainer, res
         'losses': [float(f'{loss:.6g}') for loss in trainer.losses],
     }
     write_json(out / 'run.json', run, indent=None)
-    losses = np.array(trainer.losses)
-    window = max(1, len(losses) // 100)
-    smooth = np.convolve(losses, np.ones(window) / window, 'valid')
     figure = Figure(figsize=(7, 4), layout='constrained')
     axes = figure.subplots()
-    axes.semilogy(losses, color='0.8', linewidth=0.5)
-    axes.semilogy(np.arange(len(smooth)) + window - 1, smooth)
+    axes.semilogy(trainer.losses, color='0.8', linewidth=0.5)
+    axes.semilogy(*smoothed(trainer.losses))
     axes.set(xlabel='step', ylabel='prediction error', title=f'{out.name}: {stage}')
     figure.savefig(out / 'loss.png', dpi=120)

@@ -22,7 +22,7 @@ from decoupled_policy_ros.policy.conditioning import Conditioning
 from decoupled_policy_ros.policy.device import usable_device
 from decoupled_policy_ros.policy.policy import Backbone
 from decoupled_policy_ros.training.config import Optimisation, Stage1Config, Stage2Config
-from decoupled_policy_ros.training.loop import Trainer
+from decoupled_policy_ros.training.loop import Trainer, final_loss
 from decoupled_policy_ros.training.processes import device_of_process, require_trackers
 
 #: Settings that are younger than many a checkpoint: left out of a run's identity where nobody chose otherwise.
@@ -111,7 +111,7 @@ def provenance_of(stage: str, data: dict, trainer: Trainer) -> dict:
     """For the file of a backbone or task: where it came from."""
     versions = {'python': platform.python_version(), 'decoupled_policy_ros': decoupled_policy_ros.__version__}
     versions |= {package: importlib.metadata.version(package) for package in ('torch', 'numpy')}
-    config, last = trainer.config, trainer.losses[-100:]
+    config = trainer.config
     return {
         'stage': stage,
         'data': data,
@@ -119,6 +119,6 @@ def provenance_of(stage: str, data: dict, trainer: Trainer) -> dict:
         'batch_size': trainer.batch_size,
         'seed': config.seed,
         'computed_in': trainer.computed_in,
-        'final_loss': round(sum(last) / len(last), 6),
+        'final_loss': final_loss(trainer.losses),
         'versions': versions,
     }

@@ -272,17 +272,16 @@ def load_demonstrations(
     dataset.fingerprint.require_equal(
         Fingerprint.of(robot, rate_hz), what=f'dataset {config.dataset}', other_what=f'robot {robot.name!r}'
     )
-    tasks = list(dict.fromkeys(task.strip() for task in dataset.tasks))
+    n = min(config.episodes or dataset.n_episodes, dataset.n_episodes)
     instruction = (config.instruction or '').strip()
-    if len(tasks) != 1 and not instruction and config.language is None:
+    said = [instruction or dataset.task_of(episode).strip() for episode in range(n)]
+    instructions = list(dict.fromkeys(said))
+    if len(instructions) != 1 and config.language is None:
         raise DatasetError(
-            f'{config.dataset} holds the instructions {tasks}; one policy has one instruction: set '
+            f'{config.dataset} holds the instructions {instructions}; one policy has one instruction: set '
             f'`language` for a policy that tells them apart, or `instruction` to train all of them under that one, '
             f'or convert with --instruction, or apart'
         )
-    n = min(config.episodes or dataset.n_episodes, dataset.n_episodes)
-    said = [instruction or dataset.task_of(episode).strip() for episode in range(n)]
-    instructions = list(dict.fromkeys(said))
     frames = int(dataset.lengths[:n].sum())
     theirs = config.cameras if isinstance(config.cameras, dict) else {name: name for name in config.cameras}
     require_memory(dataset, frames, theirs.values(), config.image_size)

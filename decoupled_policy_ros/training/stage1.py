@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from decoupled_policy_ros.policy.checkpoint import save_backbone
+from decoupled_policy_ros.errors import CheckpointError
+from decoupled_policy_ros.policy.checkpoint import read_header, save_backbone
 from decoupled_policy_ros.policy.conditioning import conditioning_for
 from decoupled_policy_ros.policy.encoders import VectorEncoder
 from decoupled_policy_ros.robot.description import load_robot
@@ -56,16 +57,28 @@ def train_stage1(config: Stage1Config, out: Path) -> str:
         return diffusion_loss(backbone, conditioning, actions[batch].to(optimisation.device), features)
 
     content = data_sha256({'joints': windows.joints, 'actions': windows.actions})
-    trainer = Trainer(module, loss, optimisation, out, identity_of(config, data_sha256=content))
+    cut = data_sha256({'ends': windows.windows.ends})  # the same rows may be of other motions
+    identity = identity_of(config, data_sha256=content, episodes_sha256=cut)
+    trainer = Trainer(module, loss, optimisation, out, identity)
+    # Written anew by another version it would have another hash, and tasks on it would be refused.
+    written = _written(out) if trainer.finished else None
     trainer.run()
     if not trainer.is_main:
         return ''
     backbone.provenance = provenance_of(
         'stage1', {'sources': provenance, 'condition': config.condition}, trainer
     )
-    sha256 = save_backbone(out, backbone.cpu())
+    sha256 = written or save_backbone(out, backbone.cpu())
     write_report(out, 'stage1', config, trainer, {'backbone_sha256': sha256, 'sources': provenance})
     return sha256
+
+
+def _written(out: Path) -> str | None:
+    """sha256 of the backbone in a folder; None where there is no whole one."""
+    try:
+        return read_header(out)['sha256']
+    except CheckpointError:
+        return None
 
 
 def _conditions(kind: str, windows: MotionWindows) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from decoupled_policy_ros.errors import TrainingError
-from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, save_backbone, save_task
 from decoupled_policy_ros.policy.encoders import ImageEncoder, VectorEncoder
 from decoupled_policy_ros.policy.language import INSTRUCTION, InstructionEncoder
@@ -80,7 +79,7 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
     draw = partial(data.draw, optimisation.batch_size)
     trainer = Trainer(module, lambda: loss(draw()), optimisation, out, identity, task.encoder)
     write = partial(files.write_copy, trainer=trainer)
-    trainer.validator = _validator(config, data, task.contract, out, loss, write)
+    trainer.validator = _validator(config, data, backbone, out, loss, write)
     trainer.run()
     after = weights_sha256(backbone)
     if not normal and after != before:
@@ -125,7 +124,7 @@ class _Files:
 def _validator(
     config: Stage2Config,
     data: DemonstrationWindows,
-    contract: ObservationContract,
+    backbone: Backbone,
     out: Path,
     loss: Callable[[Tensor], Tensor],
     write: Write,
@@ -135,7 +134,7 @@ def _validator(
     if validation is None:
         return None
     if validation.held_out is None:
-        return Rollouts(config, validation, contract, out, write)
+        return Rollouts(config, validation, backbone.schedule.config.training_steps, out, write)
     windows = data.hold_out(validation.held_out)
     data.provenance['held_out'] = len(data.held_out)
     return HeldOut(validation, out, write, windows, loss, config.optimisation.batch_size)
@@ -143,9 +142,16 @@ def _validator(
 
 def _starting_backbone(config: Stage2Config, robot: RobotDescription, normal: bool) -> Backbone:
     """The backbone to train a task on: frozen, from its file or random; or a new one that learns too."""
+    if normal and config.random_backbone:
+        raise TrainingError(
+            'random_backbone freezes a backbone, and normal training trains it: leave it out, or train stage2'
+        )
     if not normal and not config.random_backbone:
         if not isinstance(config.backbone, str):
-            raise TrainingError('stage2 needs `backbone`: a folder, or a name in models/backbones')
+            raise TrainingError(
+                f'stage2 needs `backbone`, a folder or a name in models/backbones, got {config.backbone}; or '
+                '`random_backbone: true` for one that saw no Stage 1'
+            )
         backbone = load_backbone(find_model('backbones', config.backbone))
         backbone.fingerprint.require_equal(
             Fingerprint.of(robot, backbone.fingerprint.rate_hz),

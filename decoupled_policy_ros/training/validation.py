@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from decoupled_policy_ros.observation.contract import ObservationContract
-from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.training.config import Stage2Config, ValidationConfig
+
+if TYPE_CHECKING:
+    from decoupled_policy_ros.training.rollout import Rollout
 
 #: Scenes of validation start here, far from the small seeds that evaluations count up from, and from the numbers of
 #: LIBERO's fixed starts.
 VALIDATION_SCENES = 1_500_000_000
+#: A policy that is scored lies in a folder of this name for so long.
+SCRATCH = '.validation-'
+DENOISING_STEPS = 10
 #: At most so many windows of held-out demonstrations are predicted.
 WINDOWS = 512
 
@@ -54,8 +61,12 @@ class Validator(ABC):
         partial = self.best.with_name(f'{self.best.name}.part')
         shutil.rmtree(partial, ignore_errors=True)
         self.write(partial, {'step': step, 'score': score, **self.config.model_dump(exclude_none=True)})
-        shutil.rmtree(self.best, ignore_errors=True)
+        before = self.best.with_name(f'{self.best.name}.before')
+        shutil.rmtree(before, ignore_errors=True)
+        if self.best.exists():
+            self.best.rename(before)
         partial.rename(self.best)
+        shutil.rmtree(before, ignore_errors=True)
 
     def prepare(self) -> None:  # noqa: B027 (most need nothing)
         """Find out before any training whether scoring will work."""
@@ -70,7 +81,7 @@ class Rollouts(Validator):
     Args:
         config: of training.
         validation: its section.
-        contract: of the policy's observations.
+        training_steps: of the objective; at most so many are taken to denoise.
         out: folder of the run.
         write: writes the weights as they stand.
     """
@@ -79,7 +90,7 @@ class Rollouts(Validator):
         self,
         config: Stage2Config,
         validation: ValidationConfig,
-        contract: ObservationContract,
+        training_steps: int,
         out: Path,
         write: Write,
     ):
@@ -92,25 +103,34 @@ class Rollouts(Validator):
         self.task, self.robot, self.backbone = validation.task, config.robot, frozen
         first = VALIDATION_SCENES + validation.seed
         self.seeds = range(first, first + validation.episodes)
-        self.contract, self.out, self.arms = contract, out, Arms()
+        self.denoising_steps = min(DENOISING_STEPS, training_steps)
+        self.out, self.arms = out, Arms()
 
     def prepare(self) -> None:
-        """Build the simulated arm.
+        """Put the untrained policy before a simulated arm, and remove what a killed run left.
 
         Raises:
-            SimulationError: there is no such task, or no simulator for it here.
+            ConfigError, SimulationError: there is no such task, no simulator for it here, or the policy does not fit.
         """
-        robot, rate_hz = load_robot(self.robot), self.contract.rate_hz
-        self.arms.get(1, self.task, robot, self.contract.picture_sizes, rate_hz)
+        for left in self.out.glob(f'{SCRATCH}*'):
+            shutil.rmtree(left, ignore_errors=True)
+        with self._rollout():
+            pass
 
     def score(self) -> float:
+        with self._rollout() as rollout:
+            results = list(rollout.run_all(self.seeds))
+        return sum(result.success for result in results) / len(results)
+
+    @contextmanager
+    def _rollout(self) -> Iterator[Rollout]:
+        """The weights as they stand, with a simulated arm."""
         from decoupled_policy_ros.training.rollout import Evaluation, Rollout
 
-        with tempfile.TemporaryDirectory(prefix='.validation-', dir=self.out) as folder:
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=self.out) as folder:
             self.write(Path(folder), {})
-            spec = Evaluation(folder, self.task, self.backbone, self.robot)
-            results = list(Rollout(spec, arms=self.arms).run_all(self.seeds))
-        return sum(result.success for result in results) / len(results)
+            spec = Evaluation(folder, self.task, self.backbone, self.robot, self.denoising_steps)
+            yield Rollout(spec, arms=self.arms)
 
     def is_best(self, score: float, earlier: Sequence[float]) -> bool:
         return score >= max(earlier, default=score)
@@ -154,4 +174,5 @@ class HeldOut(Validator):
         return total / len(self.windows)
 
     def is_best(self, score: float, earlier: Sequence[float]) -> bool:
-        return score <= min(earlier, default=score)
+        finite = [other for other in earlier if math.isfinite(other)]
+        return math.isfinite(score) and score <= min(finite, default=score)

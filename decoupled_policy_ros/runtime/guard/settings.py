@@ -147,6 +147,9 @@ class GuardSettings:
         )
 
 
+DEFAULTS = GuardSettings()
+
+
 def read_guard_file(path: str | Path) -> str:
     """What is in a file with the guard's settings.
 
@@ -159,7 +162,7 @@ def read_guard_file(path: str | Path) -> str:
         raise ConfigError(f'guard settings {path}: {error}') from error
 
 
-def read_guard_settings(path: str | Path) -> GuardSettings:
+def read_guard_settings(path: str | Path, defaults: GuardSettings = DEFAULTS) -> GuardSettings:
     """Settings from a YAML file; what it leaves out keeps its default.
 
     Raises:
@@ -169,10 +172,10 @@ def read_guard_settings(path: str | Path) -> GuardSettings:
         values = yaml.safe_load(read_guard_file(path))
     except yaml.YAMLError as error:
         raise ConfigError(f'guard settings {path}: {error}') from error
-    return guard_settings({} if values is None else values, Path(path).name)
+    return guard_settings({} if values is None else values, Path(path).name, defaults)
 
 
-def guard_settings(values: Any, where: str) -> GuardSettings:
+def guard_settings(values: Any, where: str, defaults: GuardSettings = DEFAULTS) -> GuardSettings:
     """Settings from a mapping with the names of `GuardSettings`' fields, `limits` for overrides.
 
     Raises:
@@ -194,5 +197,6 @@ def guard_settings(values: Any, where: str) -> GuardSettings:
         if np.any(chosen['workspace_m'][0] >= chosen['workspace_m'][1]):
             raise ConfigError(f'{where}: workspace_m: lower must lie below upper')
     if 'limits' in section:
-        chosen['overrides'] = section.get('limits')
-    return GuardSettings(**chosen)
+        given, ours = section.get('limits'), defaults.overrides
+        chosen['overrides'] = {**ours, **given} if ours and isinstance(given, Mapping) else given
+    return replace(defaults, **chosen)

@@ -166,7 +166,7 @@ def filled(value: Any, words: dict[str, str]) -> Any:
         return value
     try:
         return value.format_map(words)
-    except (KeyError, IndexError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ConfigError(
             f'{value!r} names a word that is not there; valid: {", ".join(f"{{{w}}}" for w in sorted(words))}'
         ) from error

@@ -17,11 +17,14 @@ from typing import Any
 
 from decoupled_policy_ros.errors import CheckpointError, ConfigError
 from decoupled_policy_ros.files import write_json
-from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, read_header
+from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone
+from decoupled_policy_ros.policy.model_files import read_header_alone
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.sim.benchmarks import Protocol
+from decoupled_policy_ros.sim.tasks import sim_task
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config
 from decoupled_policy_ros.training.evaluation import Evaluation, evaluate
+from decoupled_policy_ros.training.loop import final_loss
 from decoupled_policy_ros.training.rollout import checkpoint_folder
 from decoupled_policy_ros.training.stage1 import train_stage1
 from decoupled_policy_ros.training.stage2 import train_task
@@ -54,11 +57,11 @@ class DemonstrationsJob:
         from decoupled_policy_ros.data.readers.opening import describe
 
         found = describe(self.folder, load_robot(self.robot))
-        pictures = bool(found['cameras'])
-        if found['episodes'] != self.episodes or self.images > pictures:
+        pictures, said = bool(found['cameras']), sim_task(self.task).instruction
+        if found['episodes'] != self.episodes or self.images > pictures or found['instructions'] != [said]:
             raise ConfigError(
-                f'{self.folder} holds {found["episodes"]} demonstrations with{"" if pictures else "out"} '
-                f'pictures, and {self} are wanted; name another folder'
+                f'{self.folder} holds {found["episodes"]} demonstrations of {", ".join(found["instructions"])!r} '
+                f'with{"" if pictures else "out"} pictures, and {self} ({said!r}) are wanted; name another folder'
             )
 
     def __str__(self) -> str:
@@ -123,12 +126,13 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        return (self.folder / OUTCOME).exists() and self._is_of_this_run(self.outcome)
+        outcome = self.outcome
+        return bool(outcome) and self._is_of_this_run(outcome)
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """What a finished cell has to say."""
-        return json.loads((self.folder / OUTCOME).read_text())
+        """What a finished cell has to say; nothing before."""
+        return _read(self.folder / OUTCOME)
 
     def take(self, outcome: dict[str, Any]) -> None:
         """Count as finished if this is the outcome of the same run, on another machine or long ago."""
@@ -141,7 +145,7 @@ class Cell:
         wanted = self._counts
         if self.finished_backbone:
             with suppress(CheckpointError):  # it may have been there then
-                wanted['backbone_sha256'] = read_header(self._named_backbone())['sha256']
+                wanted['backbone_sha256'] = _sha256(self._named_backbone())
         return _agree(outcome, wanted)
 
     @property
@@ -155,7 +159,7 @@ class Cell:
     def run(self) -> str:
         """Train and evaluate it; what came out, in words."""
         frozen = self._named_backbone() if isinstance(self.config.backbone, str) else None
-        made_of = {} if frozen is None else {'backbone_sha256': read_header(frozen)['sha256']}
+        made_of = {} if frozen is None else {'backbone_sha256': _sha256(frozen)}
         _begin(self.folder, self._counts | made_of)
         if not (self.folder / 'run.json').exists():  # the last that training writes
             train_task(self.config, self.folder, normal=self.train == 'normal')
@@ -177,7 +181,6 @@ class Cell:
     def _outcome(self, report: dict[str, Any], backbone: Path) -> dict[str, Any]:
         """Its evaluation with every episode, and of its training what a table needs."""
         run = json.loads((self.folder / 'run.json').read_text())
-        last = run['losses'][-100:]
         return {
             'run': self.folder.name,
             **self._counts,
@@ -186,7 +189,7 @@ class Cell:
             'backbone_parameters': sum(p.numel() for p in load_backbone(backbone).parameters()),
             'training_seconds': run['seconds'],
             'computed_in': run.get('computed_in', []),
-            'final_loss': round(sum(last) / len(last), 5),
+            'final_loss': final_loss(run['losses']),
             'task_sha256': run['task_sha256'],
             'backbone_sha256': run['backbone_sha256'],
         }
@@ -209,8 +212,16 @@ def _begin(folder: Path, made_of: dict[str, Any]) -> None:
     write_json(folder / MADE_OF, made_of)
 
 
+def _sha256(backbone: Path) -> str:
+    """Of a backbone's file. It is asked for every few seconds, so its weights are not read: training does that."""
+    return read_header_alone(backbone, 'backbone')['sha256']
+
+
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:  # another process may just be removing it
+        return {}
 
 
 def _agree(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

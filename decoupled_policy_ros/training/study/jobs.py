@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from decoupled_policy_ros.errors import CheckpointError, ConfigError, DecoupledPolicyError
-from decoupled_policy_ros.policy.checkpoint import find_model, read_header
+from decoupled_policy_ros.policy.checkpoint import conditioning_in, find_model
+from decoupled_policy_ros.policy.model_files import read_header_alone
 from decoupled_policy_ros.policy.sampling import Sampler, make_schedule
 from decoupled_policy_ros.policy.schedule import ScheduleConfig
 from decoupled_policy_ros.sim.benchmarks import OWN_PROTOCOL, protocol, require_scenes
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, validated
-from decoupled_policy_ros.training.network import DEFAULT_BACKBONE
+from decoupled_policy_ros.training.network import DEFAULT_BACKBONE, NetworkConfig
 from decoupled_policy_ros.training.study.config import (
     StudyBackbone,
     StudyConfig,
@@ -102,6 +103,7 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
     words = {'dataset': str(task.dataset), 'task': place.task, **task.words}
     where = f'study {study.name}, {place.task} / {place.backbone} / {place.recipe}'
     network = backbone.model_dump(include={'backbone', 'conditioning', 'objective'}, exclude_none=True)
+    validated(filled(network, words), NetworkConfig, where)
     needed: list[Job] = []
     if task.demonstrations is not None:
         needed.append(
@@ -117,6 +119,7 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
     elif recipe.train != 'decoupled':
         values = merged(values, network, {'random_backbone': recipe.train == 'random'})
     values = filled(values, words)
+    config = validated(values, Stage2Config, where)
     default = {'backbone': DEFAULT_BACKBONE.kind}
     kinds = [network[key].get('kind', default.get(key)) for key in network if key != 'objective']
     kind = '-'.join(filter(None, kinds)) or 'given'
@@ -126,7 +129,6 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
     unusual = {key: value for key, value in asked.items() if value != getattr(OWN_PROTOCOL, key, None)}
     settings = {'train': recipe.train, 'task': simulated, 'rollouts': unusual, **values}
     folder = out / 'cells' / f'{place.task}-{kind}-{recipe.train}-{place.seed}-{_hash(settings)}'
-    config = validated(values, Stage2Config, where)
     stage1 = next((job for job in needed if isinstance(job, Stage1Job)), None)
     cell = Cell(
         folder,
@@ -165,7 +167,7 @@ def _require_evaluable(cell: Cell, network: Values, of_stage1: ScheduleConfig | 
     objective = of_stage1 or cell.config.objective or ScheduleConfig()
     if cell.finished_backbone:
         with suppress(CheckpointError):  # it may still be made
-            header = read_header(find_model('backbones', str(frozen)))
+            header = read_header_alone(find_model('backbones', str(frozen)), 'backbone')
             objective = ScheduleConfig(**header['schedule'])
             _require_chosen(network, header)
     require_scenes(cell.task, range(rollouts.seed, rollouts.seed + rollouts.episodes))
@@ -174,13 +176,13 @@ def _require_evaluable(cell: Cell, network: Values, of_stage1: ScheduleConfig | 
 
 def _require_chosen(network: Values, header: Values) -> None:
     """Refuse a finished backbone that is not what the row of the table is called after."""
-    finished = {'backbone': header['network']['kind'], 'conditioning': header['conditioning']['kind']}
-    for name, kind in finished.items():
-        chosen = network.get(name, {}).get('kind', kind)
-        if chosen != kind:
-            raise ConfigError(
-                f'{name} is {chosen!r}, but the finished backbone {header["name"]!r} has {kind!r}'
-            )
+    finished = {'backbone': header['network'], 'conditioning': conditioning_in(header)}
+    for name, found in finished.items():
+        for key, chosen in network.get(name, {}).items():
+            if chosen != found.get(key):
+                raise ConfigError(
+                    f'{name}.{key} is {chosen!r}, but the finished backbone {header["name"]!r} has {found.get(key)!r}'
+                )
     schedule = ScheduleConfig(**header['schedule'])
     objective = ScheduleConfig(**network['objective']) if 'objective' in network else schedule
     if objective != schedule:
@@ -190,9 +192,9 @@ def _require_chosen(network: Values, header: Values) -> None:
 
 
 def _stage1_job(study: StudyConfig, values: Values, where: str, out: Path) -> Stage1Job:
-    kind = values.get('backbone', {}).get('kind', DEFAULT_BACKBONE.kind)
-    name = f'{kind}-{_hash(values)}'
-    config = validated({**values, 'name': name}, Stage1Config, where)
+    config = validated({**values, 'name': 'a study names it'}, Stage1Config, where)
+    name = f'{config.backbone.kind}-{_hash(values)}'
+    config = config.model_copy(update={'name': name})
     made = {task.dataset: task.demonstrations for task in study.tasks.values()}
     made |= {folder: motion.episodes for folder, motion in study.motions.items()}
     counts = {str(s.demonstrations): made.get(s.demonstrations) for s in config.sources if s.demonstrations}

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import MutableSequence, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import torch
@@ -51,8 +51,9 @@ def run_studies(
 
     Raises:
         ConfigError: a configuration that can't be trained, demonstrations that are missing and that nothing makes, or
-            that are others than the study wants, or a seed that no study has.
+            that are others than the study wants, a seed that no study has, two studies of one name, or none.
     """
+    _require_told_apart(studies)
     known = sorted({seed for study in studies for seed in study.seeds})
     if unknown := sorted(set(seeds or ()) - set(known)):
         raise ConfigError(f'no study has seed {unknown[0]}; there are {", ".join(map(str, known))}')
@@ -71,12 +72,26 @@ def run_studies(
     elif waiting and workers:
         context = multiprocessing.get_context('spawn')
         failed = context.Array('b', len(waiting))
-        processes = [context.Process(target=_work, args=(waiting, out, failed)) for _ in range(workers)]
+        given = (waiting, out, failed)
+        processes = [context.Process(target=_work_until_interrupted, args=given) for _ in range(workers)]
         for process in processes:
             process.start()
         for process in processes:
             process.join()
     return cells
+
+
+def _require_told_apart(studies: Sequence[StudyConfig]) -> None:
+    if not studies:
+        raise ConfigError('no study is given; name YAML files, such as config/studies/recipes.yaml')
+    titles: dict[str, str] = {}
+    for study in studies:
+        if study.name in titles:
+            raise ConfigError(
+                f'two studies have the name {study.name!r}: {titles[study.name]!r} and {study.title!r}; their results '
+                'would have the same file, so give one another name'
+            )
+        titles[study.name] = study.title
 
 
 def _planned(
@@ -148,6 +163,12 @@ def _work(jobs: Sequence[Job], out: Path, failed: MutableSequence[int]) -> None:
                 continue  # another process is at it
         else:
             time.sleep(WAIT_S)
+
+
+def _work_until_interrupted(jobs: Sequence[Job], out: Path, failed: MutableSequence[int]) -> None:
+    """As `_work`, in a process of its own: Ctrl-C goes to all of them, and the first one answers for it."""
+    with suppress(KeyboardInterrupt):
+        _work(jobs, out, failed)
 
 
 def _do(job: Job, total: int, jobs: Sequence[Job]) -> bool:

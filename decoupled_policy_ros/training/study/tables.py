@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.files import write_json, write_whole
@@ -65,6 +66,24 @@ def rows_of(study: StudyConfig, cells: dict[Place, Cell]) -> list[Row]:
             }
         )
     ]
+
+
+def publish(study: StudyConfig, cells: dict[Place, Cell], folder: Path, document: Path | None) -> str:
+    """Write a study's results, those that others wrote meanwhile among them, and its table into a document.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        ConfigError: as `read_results` and `insert_table`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / '.lock'):
+        read_results(cells, folder / f'{study.name}.json')
+        text = write_results(study, cells, folder)
+        if document is not None:
+            insert_table(document, study.name, text)
+    return text
 
 
 def write_results(study: StudyConfig, cells: dict[Place, Cell], folder: Path) -> str:
@@ -180,7 +199,8 @@ def _place_in(document: Path, name: str) -> tuple[re.Pattern[str], str]:
         content = document.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f'{document} can not be read: {error}') from error
-    place = re.compile(rf'(<!-- study {re.escape(name)} -->\n).*?(<!-- end -->)', re.DOTALL)
+    inside = r'(?:(?!<!-- study ).)*?'  # no other study's place
+    place = re.compile(rf'(<!-- study {re.escape(name)} -->\n){inside}(<!-- end -->)', re.DOTALL)
     if not place.search(content):
         raise ConfigError(
             f'{document} has no lines `<!-- study {name} -->` and `<!-- end -->` to put a table between'

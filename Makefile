@@ -7,7 +7,7 @@
 #               beside the paper's public code where PAPER_CODE names a checkout of it. The cycle is measured beside both, the
 #               paper's by PAPER_PYTHON, which has torchvision, diffusers and einops; an environment with LeRobot does
 # make soak     an hour of a policy beside random faults, every command looked at; docs/bench/soak.json
-# make evidence all studies of config/studies, and their tables in docs/evidence.md; a night on one core, resumable
+# make evidence what docs/evidence lacks of the studies in config/studies, and their tables in docs/evidence.md; resumable
 # make lint     ruff and mypy
 #
 # Where a ROS 2 is sourced and PYTHON imports its rclpy, .venv is laid over it and no ROS wheels are installed.
@@ -95,7 +95,7 @@ bench: $(READY)
 soak: $(READY)
 	@$(BIN)/python bench/soak.py
 
-# Hours on two cores; interrupt it and run it again as you like.
+# Interrupt it and run it again as you like.
 evidence: $(READY)
 	@$(BIN)/decoupled-policy study config/studies/*.yaml --out out/studies --results docs/evidence --document docs/evidence.md
 

@@ -71,6 +71,11 @@ def test_the_papers_libero_encoder_has_its_sizes():
     assert [count(encoder.streams[c.name].project) for c in cameras] == [2048 * 512 + 512] * 2
     assert count(encoder.step) == (512 + 512 + 8 + 768) * 512 + 512 + 512 * 512 + 512
     assert encoder.feature_dim == 1024
+    # Ours besides: an instruction goes through a layer that starts at zero, see docs/training.md.
+    assert count(language.project) == 768 * 768 + 768
+    assert count(encoder) == sum(
+        count(part) for part in (*encoder.streams.values(), language.project, encoder.step)
+    )
 
 
 def test_the_mlp_of_a_step_sees_that_step_only_and_is_the_same_for_all():

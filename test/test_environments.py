@@ -322,7 +322,7 @@ def test_two_tasks_are_evaluated_in_one_go(small_policy_folders):
         result['largest_step_m'] > TORN_STEP_M
     )  # noise hardly denoised by a network that has learned nothing
     assert report['reports'][1]['torn_chunks'] == 1.0
-    with pytest.raises(ConfigError, match='of 0 policies'):
+    with pytest.raises(ConfigError, match='no policy is given'):
         evaluate_all([], 1)
 
 

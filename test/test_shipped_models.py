@@ -40,6 +40,9 @@ def test_one_frozen_backbone_serves_four_tasks(repository):
     for header in tasks.values():
         assert header['backbone'] == {'name': backbone['name'], 'sha256': backbone['sha256']}
         assert header['provenance']['stage'] == 'stage2'
+    evidence = json.loads((repository / 'docs' / 'evidence' / 'panda_tasks.json').read_text())
+    measured = {row['task']: row['seeds']['0']['task_sha256'] for row in evidence['rows']}
+    assert measured == {name: header['sha256'] for name, header in tasks.items()}
 
 
 def test_lift_sees_two_cameras_and_proprioception_and_no_ground_truth(repository):

@@ -23,7 +23,7 @@ from decoupled_policy_ros.training.study.config import merged
 from decoupled_policy_ros.training.study.job_kinds import Cell, DemonstrationsJob, Stage1Job, _begin
 from decoupled_policy_ros.training.study.jobs import plan
 from decoupled_policy_ros.training.study.run import _planned, _wanted
-from decoupled_policy_ros.training.study.tables import insert_table, write_results
+from decoupled_policy_ros.training.study.tables import Row, insert_table, table, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOP = {'steps': 2, 'batch_size': 4, 'warmup_steps': 1, 'threads': 1}
@@ -470,9 +470,20 @@ def test_the_studies_of_the_package_can_be_planned(path, tmp_path):
     assert len(cells) == len(study.tasks) * len(study.backbones) * len(study.recipes) * len(study.seeds)
 
 
-def test_each_study_of_the_package_has_its_place_in_the_document():
+def test_the_documents_tables_are_those_of_the_raw_outcomes():
+    """Every success, seed by seed, is counted again in the episodes that are committed."""
+    document = (ROOT / 'docs' / 'evidence.md').read_text()
     for path in (ROOT / 'config' / 'studies').glob('*.yaml'):
-        require_place(ROOT / 'docs' / 'evidence.md', load_study(path).name)
+        study = load_study(path)
+        raw = json.loads((ROOT / 'docs' / 'evidence' / f'{study.name}.json').read_text())
+        rows = [
+            Row(r['task'], r['backbone'], r['recipe'], {int(seed): o for seed, o in r['seeds'].items()})
+            for r in raw['rows']
+        ]
+        for outcome in (outcome for row in rows for outcome in row.done):
+            assert outcome['successes'] == sum(result['success'] for result in outcome['results'])
+            assert outcome['episodes'] == len({result['seed'] for result in outcome['results']})
+        assert f'<!-- study {study.name} -->\n{table(study, rows)}<!-- end -->\n' in document
 
 
 def test_sections_merge_and_lists_are_replaced():

@@ -92,7 +92,7 @@ def evaluate(
     """
     from decoupled_policy_ros.files import require_file_name, whole_folder, write_json
     from decoupled_policy_ros.sim.benchmarks import common_protocol, expanded
-    from decoupled_policy_ros.training.evaluation import Films, evaluate_all
+    from decoupled_policy_ros.training.evaluation import Films, evaluate_all, require_unchanged
 
     if options.report is not None:  # now, and not after an hour of episodes: it needs a plotting library
         from decoupled_policy_ros.training.evaluation_report import VIDEOS, write_report
@@ -125,6 +125,7 @@ def evaluate(
     _print_success(evaluation)
     if options.report is not None:
         Console().print(f'{options.report / "report.html"}', soft_wrap=True, markup=False)
+    require_unchanged(evaluation['reports'])  # at the end: those of the others are good
 
 
 def _pairs(policies: Sequence[str], tasks: Sequence[str], paired: bool) -> list[tuple[str, str]]:

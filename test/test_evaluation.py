@@ -28,7 +28,7 @@ from decoupled_policy_ros.errors import (
     SimulationError,
 )
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
-from decoupled_policy_ros.policy.checkpoint import load_backbone, save_task
+from decoupled_policy_ros.policy.checkpoint import load_backbone, read_header, save_task
 from decoupled_policy_ros.policy.model_files import identity
 from decoupled_policy_ros.policy.policy import Task
 from decoupled_policy_ros.training import evaluation
@@ -130,7 +130,8 @@ def test_a_policy_that_is_written_anew_meanwhile_has_no_report(small_policy_fold
 
     def rewriting(jobs):
         yield from here(jobs)
-        header = json.loads((copied / 'task.json').read_text()) | {'instruction': 'another'}
+        header = json.loads((copied / 'task.json').read_text())
+        header['instruction'] += ' again'
         header['sha256'] = identity(header)
         (copied / 'task.json').write_text(json.dumps(header))
 
@@ -138,6 +139,10 @@ def test_a_policy_that_is_written_anew_meanwhile_has_no_report(small_policy_fold
     monkeypatch.setattr(evaluation, '_here', rewriting)
     with pytest.raises(EvaluationError, match='was written anew while it was evaluated'):
         evaluate(spec, 1, workers=1)
+    before, other = read_header(copied)['sha256'], replace(spec, policy=str(task))
+    changed, whole = evaluate_all([spec, other], 1, workers=1)['reports']
+    assert 'task_sha256_afterwards' not in whole  # whose episodes are not lost
+    assert changed['task_sha256'] == before != changed['task_sha256_afterwards']
 
 
 def test_what_can_not_be_written_or_done_is_refused_before_any_episode(small_policy_folders, tmp_path):

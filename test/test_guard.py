@@ -587,7 +587,7 @@ def test_every_value_of_a_file_arrives(tmp_path):
 def test_a_file_takes_nothing_from_what_joint_trajectories_need(repository, tmp_path):
     """Whoever only slows the arm down keeps the rules of the joints, and their share of the acceleration."""
     needed, file = default_guard(ROBOT, True), tmp_path / 'slow.yaml'
-    for values in ({'limit_scale': 0.2}, {'limits': {'ee_linear_velocity_m_s': 0.25}}):
+    for values in ({'limit_scale': 0.2}, {'limits': None}, {'limits': {'ee_linear_velocity_m_s': 0.25}}):
         file.write_text(yaml.safe_dump(values))
         settings = read_guard_settings(file, needed)
         assert settings.ignored_rules == frozenset()

@@ -104,14 +104,23 @@ def test_a_study_runs_resumes_and_writes_its_tables(tmp_path, monkeypatch, capfd
         cli.main()
     assert 'holds no results of a study' in capfd.readouterr().err
 
-    more = {'lift': {'dataset': str(tmp_path / 'demos'), 'demonstrations': 2}}
-    study = load_study(
-        study_file(tmp_path / 'more.yaml', '', tasks=more, recipes={'random': {'train': 'random'}})
-    )
-    with pytest.raises(
-        ConfigError, match=r"holds 1 demonstrations of '.*' without pictures, and 2 demonstrations of lift"
+    for task, count, message in (
+        (
+            'lift',
+            2,
+            r"holds 1 demonstrations of 'lift the red cube' without pictures, and 2 demonstrations of lift",
+        ),
+        (
+            'stack',
+            1,
+            r"holds 1 demonstrations of 'lift the red cube' .* and 1 demonstrations of stack by .* \('stack",
+        ),
     ):
-        run_studies([study], tmp_path / 'out')
+        other = {task: {'dataset': str(tmp_path / 'demos'), 'demonstrations': count}}
+        recipes = {'random': {'train': 'random'}}
+        study = load_study(study_file(tmp_path / 'other.yaml', '', tasks=other, recipes=recipes))
+        with pytest.raises(ConfigError, match=message):
+            run_studies([study], tmp_path / 'out')
 
 
 def test_the_plan_shares_what_is_the_same(tmp_path):
@@ -264,7 +273,7 @@ def test_a_run_that_fails_is_not_tried_by_another_process(tmp_path, capfd):
             {'stage2': {'instruction': '{dataset.name}', 'optimisation': LOOP}},
             'names a word that is not there',
         ),
-        ({'backbones': {'x': {'backbone': {'kind': 5}}}}, 'backbone: '),
+        ({'backbones': {'x': {'backbone': {'kind': 5}}}}, r"backbone\.size: Input tag '5'"),
         ({'seeds': [10**14]}, 'optimisation.seed'),
         ({'rollouts': {'seed': 2**32}}, 'a seed is in 0'),
         (
@@ -538,3 +547,39 @@ def test_a_place_whose_end_is_missing_takes_no_other_study_with_it(tmp_path):
         require_place(document, 'a')
     insert_table(document, 'b', 'new\n')
     assert document.read_text() == '<!-- study a -->\n\n<!-- study b -->\nnew\n<!-- end -->\n'
+
+
+def test_results_are_found_by_their_run_whatever_their_row_is_called(tmp_path):
+    study = load_study(study_file(tmp_path / 'a.yaml', tmp_path / 'demos', seeds=[0]))
+    cell, *_ = (cells := run_studies([study], tmp_path / 'one', workers=0)['small']).values()
+    cell.folder.mkdir(parents=True)
+    (cell.folder / 'outcome.json').write_text(json.dumps(outcome_of(cell)))
+    write_results(study, cells, tmp_path / 'results')
+    renamed = study_file(
+        tmp_path / 'b.yaml', tmp_path / 'demos', seeds=[0], backbones={'a perceptron': {'backbone': SMALL}}
+    )
+    again = run_studies([load_study(renamed)], tmp_path / 'two', workers=0, results=tmp_path / 'results')
+    assert [cell.done for cell in again['small'].values()] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ('common', 'backbone', 'train'),
+    [
+        ({'stage1': {'backbone': {'kind': 'dp_t', 'width': 32}}}, {'backbone': {'heads': 2}}, 'decoupled'),
+        ({'stage2': {'backbone': {'kind': 'dp_c'}}}, {'backbone': {'widths': [64, 128]}}, 'normal'),
+        (
+            {'stage1': {'objective': {'kind': 'rectified_flow'}}},
+            {'objective': {'prediction': 'velocity'}},
+            'decoupled',
+        ),
+    ],
+)
+def test_a_row_may_state_a_part_of_what_is_common(common, backbone, train, tmp_path):
+    given = values('')
+    sections = {key: given[key] | common.get(key, {}) for key in ('stage1', 'stage2')}
+    sections['stage1'] |= {'sources': [{'synthetic': 2}]}
+    changes = {'backbones': {'x': backbone}, 'recipes': {'y': {'train': train}}, 'seeds': [0], **sections}
+    _, cells = plan(
+        load_study(study_file(tmp_path / 'a.yaml', tmp_path / 'demos', **changes)), tmp_path / 'out'
+    )
+    assert len(cells) == 1

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tensorboard.backend.event_processing import event_accumulator as accumulato
 from test_training import LOOP, SMALL, losses, task_config
 
 import decoupled_policy_ros
+from decoupled_policy_ros.data.datasets.windows import Windows
 from decoupled_policy_ros.errors import (
     ConfigError,
     DatasetError,
@@ -27,14 +29,15 @@ from decoupled_policy_ros.errors import (
     SimulationError,
     TrainingError,
 )
-from decoupled_policy_ros.policy import load_policy
+from decoupled_policy_ros.policy import load_backbone, load_policy, save_backbone
 from decoupled_policy_ros.policy.checkpoint import read_header
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.sim.environment import SimRobot
-from decoupled_policy_ros.training import memory, processes, rollout
+from decoupled_policy_ros.training import memory, processes, rollout, stage1
 from decoupled_policy_ros.training.config import Optimisation, Stage1Config, ValidationConfig
 from decoupled_policy_ros.training.loop import CHECKPOINT, Trainer
 from decoupled_policy_ros.training.rollout import checkpoint_folder
+from decoupled_policy_ros.training.runs import weights_sha256
 from decoupled_policy_ros.training.stage1 import train_stage1
 from decoupled_policy_ros.training.stage2 import train_task
 from decoupled_policy_ros.training.validation import HeldOut
@@ -334,8 +337,50 @@ def test_a_finished_backbone_keeps_its_hash_under_another_version(backbone, tmp_
     monkeypatch.setattr(decoupled_policy_ros, '__version__', '99')
     before = read_header(backbone)['sha256']
     assert train_stage1(config, tmp_path / 'copy') == before == read_header(tmp_path / 'copy')['sha256']
-    (tmp_path / 'copy' / 'backbone.json').unlink()
-    assert train_stage1(config, tmp_path / 'copy') != before
+    # Another one's file in the same folder, such as from before its checkpoint was deleted, is replaced.
+    other = load_backbone(backbone)
+    with torch.no_grad():
+        next(other.parameters()).add_(1.0)
+    save_backbone(tmp_path / 'copy', other)
+    written = train_stage1(config, tmp_path / 'copy')
+    assert written not in (before, other.sha256)
+    assert weights_sha256(load_backbone(tmp_path / 'copy')) == weights_sha256(load_backbone(backbone))
+
+
+def test_stage1_notices_that_the_same_rows_are_other_motions(backbone, tmp_path, monkeypatch):
+    config = Stage1Config.model_validate(json.loads((backbone / 'run.json').read_text())['config'])
+    shutil.copytree(backbone, tmp_path / 'copy')
+    load = stage1.load_motion_windows
+
+    def cut_otherwise(*arguments):
+        windows, provenance = load(*arguments)
+        ends = windows.windows.ends.copy()
+        ends[0] -= 1
+        return replace(windows, windows=Windows(np.diff(ends, prepend=0), 16, 1)), provenance
+
+    monkeypatch.setattr(stage1, 'load_motion_windows', cut_otherwise)
+    with pytest.raises(TrainingError, match='episodes_sha256'):
+        train_stage1(config, tmp_path / 'copy')
+    older = tmp_path / 'copy' / CHECKPOINT  # from a time when that was not noted
+    with safe_open(older, 'pt') as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    identity = json.loads(metadata['identity'])
+    del identity['episodes_sha256']
+    save_file(tensors, older, metadata | {'identity': json.dumps(identity)})
+    assert train_stage1(config, tmp_path / 'copy')
+
+
+def test_the_best_weights_come_back_where_a_run_was_killed_between_two_names(tmp_path):
+    validation = ValidationConfig(every=1, held_out=0.5)
+    validator = HeldOut(validation, tmp_path, lambda *_: None, torch.arange(2), lambda _: torch.zeros(()), 2)
+    (tmp_path / 'best.before').mkdir()
+    (tmp_path / 'best.before' / 'task.json').touch()
+    validator.prepare()
+    assert [path.name for path in tmp_path.iterdir()] == ['best']
+    (tmp_path / 'best.before').mkdir()  # killed a moment later
+    validator.prepare()
+    assert [path.name for path in tmp_path.iterdir()] == ['best']
+    assert (tmp_path / 'best' / 'task.json').exists()
 
 
 @pytest.mark.parametrize('validation', [{'every': 1}, {'every': 1, 'task': 'lift', 'held_out': 0.1}])

@@ -84,9 +84,10 @@ def evaluate(
 
     Raises:
         CheckpointError, FingerprintMismatch, ConfigError, SimulationError: as their constructors say.
-        EvaluationError: see `evaluate_all`.
+        EvaluationError: see `evaluate_all` and `require_unchanged`.
     """
     report = evaluate_all([spec], episodes, seed, workers, video=video, lanes=lanes)['reports'][0]
+    require_unchanged([report])
     if json_path is not None:
         write_json(json_path, report)
     return report
@@ -121,7 +122,7 @@ def evaluate_all(
 
     Raises:
         CheckpointError, FingerprintMismatch, ConfigError, SimulationError: as their constructors say.
-        EvaluationError: a process or machine failed, or the files of a policy changed meanwhile.
+        EvaluationError: a process or machine failed.
     """
     if not specs:
         raise ConfigError('no policy is given; name task folders, or names in models/tasks')
@@ -150,6 +151,20 @@ def evaluate_all(
             filmed = seeds[: films.episodes]
             report['films'] = [{'seed': s, 'file': films.path(index, s).name} for s in filmed]
     return {'reports': reports, 'summary': summary(reports)}
+
+
+def require_unchanged(reports: Iterable[dict[str, Any]]) -> None:
+    """Refuse a policy whose files were written anew while it was evaluated: nobody knows which weights played.
+
+    Raises:
+        EvaluationError: there is one.
+    """
+    for report in reports:
+        if 'task_sha256_afterwards' in report:
+            raise EvaluationError(
+                f'{report["policy"]} was written anew while it was evaluated: sha256 {report["task_sha256"]} before, '
+                f'{report["task_sha256_afterwards"]} afterwards; evaluate a copy, or once its training is over'
+            )
 
 
 def summary(reports: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -204,14 +219,11 @@ def _report(
     """What came of it; `header` is the policy's from before the first episode."""
     successes = [r for r in results if r.success]
     chunks = sum(r.chunks for r in results)
-    if (now := _header(spec)['sha256']) != header['sha256']:
-        raise EvaluationError(
-            f'{spec.policy} was written anew while it was evaluated: sha256 {header["sha256"]} before, {now} now; '
-            'evaluate a copy, or once its training is over'
-        )
+    now = _header(spec)['sha256']
     return {
         **asdict(spec),
         'task_sha256': header['sha256'],
+        **({} if now == header['sha256'] else {'task_sha256_afterwards': now}),
         'backbone_sha256': header['backbone']['sha256'],
         'episodes': len(results),
         'seed': seed,

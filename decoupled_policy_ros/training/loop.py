@@ -143,11 +143,6 @@ class Trainer:
         decay = ema_decay(int(count), self.config.ema_power, self.config.ema_max)
         torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
 
-    @property
-    def finished(self) -> bool:
-        """Whether no step is left to do."""
-        return len(self.losses) >= self.config.steps
-
     def run(self) -> None:
         """Train from the last checkpoint to the last step."""
         self.folder.mkdir(

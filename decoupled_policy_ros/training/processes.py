@@ -13,10 +13,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import get_int_from_env
 
 from decoupled_policy_ros.errors import ConfigError
 from decoupled_policy_ros.training.config import Optimisation
 
+#: Where launchers say how many processes there are: torchrun and accelerate, MPI's.
+WORLD_SIZES = ('WORLD_SIZE', 'PMI_SIZE', 'OMPI_COMM_WORLD_SIZE', 'MV2_COMM_WORLD_SIZE')
 PROJECT = 'decoupled_policy'
 #: How long the others wait for the first process while it validates.
 PATIENCE = timedelta(hours=12)
@@ -45,7 +48,7 @@ def accelerator_for(config: Optimisation, folder: Path) -> Accelerator:
     each run.
     """
     # Alone nothing is placed or sent anywhere, and accelerate holds all runs of a process to one answer.
-    together = 'LOCAL_RANK' in os.environ
+    together = get_int_from_env(WORLD_SIZES, 1) > 1
     return Accelerator(
         cpu=together and config.device.startswith('cpu'),
         device_placement=False,

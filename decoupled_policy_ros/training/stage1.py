@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from decoupled_policy_ros.errors import CheckpointError
-from decoupled_policy_ros.policy.checkpoint import read_header, save_backbone
+from decoupled_policy_ros.policy.checkpoint import save_backbone
 from decoupled_policy_ros.policy.conditioning import conditioning_for
 from decoupled_policy_ros.policy.encoders import VectorEncoder
+from decoupled_policy_ros.policy.model_files import read_model
+from decoupled_policy_ros.policy.policy import Backbone
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.training.config import Stage1Config
@@ -60,25 +62,29 @@ def train_stage1(config: Stage1Config, out: Path) -> str:
     cut = data_sha256({'ends': windows.windows.ends})  # the same rows may be of other motions
     identity = identity_of(config, data_sha256=content, episodes_sha256=cut)
     trainer = Trainer(module, loss, optimisation, out, identity)
-    # Written anew by another version it would have another hash, and tasks on it would be refused.
-    written = _written(out) if trainer.finished else None
     trainer.run()
     if not trainer.is_main:
         return ''
     backbone.provenance = provenance_of(
         'stage1', {'sources': provenance, 'condition': config.condition}, trainer
     )
-    sha256 = written or save_backbone(out, backbone.cpu())
+    sha256 = _written(out, backbone.cpu()) or save_backbone(out, backbone)
     write_report(out, 'stage1', config, trainer, {'backbone_sha256': sha256, 'sources': provenance})
     return sha256
 
 
-def _written(out: Path) -> str | None:
-    """sha256 of the backbone in a folder; None where there is no whole one."""
+def _written(out: Path, backbone: Backbone) -> str | None:
+    """sha256 of the backbone in a folder, if it is this one, by its weights.
+
+    Written anew by another version it would have another hash, and the tasks that were trained on it would be refused.
+    """
     try:
-        return read_header(out)['sha256']
+        header, weights = read_model(out, 'backbone')
     except CheckpointError:
         return None
+    ours = backbone.state_dict()
+    same = weights.keys() == ours.keys() and all(torch.equal(weights[name], ours[name]) for name in ours)
+    return header['sha256'] if same else None
 
 
 def _conditions(kind: str, windows: MotionWindows) -> Tensor:

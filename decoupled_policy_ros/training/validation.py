@@ -61,15 +61,21 @@ class Validator(ABC):
         partial = self.best.with_name(f'{self.best.name}.part')
         shutil.rmtree(partial, ignore_errors=True)
         self.write(partial, {'step': step, 'score': score, **self.config.model_dump(exclude_none=True)})
-        before = self.best.with_name(f'{self.best.name}.before')
-        shutil.rmtree(before, ignore_errors=True)
         if self.best.exists():
-            self.best.rename(before)
+            self.best.rename(self._before)
         partial.rename(self.best)
-        shutil.rmtree(before, ignore_errors=True)
+        shutil.rmtree(self._before, ignore_errors=True)
 
-    def prepare(self) -> None:  # noqa: B027 (most need nothing)
-        """Find out before any training whether scoring will work."""
+    @property
+    def _before(self) -> Path:
+        """Where the best weights are for the moment in which better ones get their name."""
+        return self.best.with_name(f'{self.best.name}.before')
+
+    def prepare(self) -> None:
+        """Put in order what a killed run left, and find out before any training whether scoring will work."""
+        if self._before.exists() and not self.best.exists():
+            self._before.rename(self.best)
+        shutil.rmtree(self._before, ignore_errors=True)
 
     def close(self) -> None:  # noqa: B027 (most have started nothing)
         """End what was started."""
@@ -107,11 +113,12 @@ class Rollouts(Validator):
         self.out, self.arms = out, Arms()
 
     def prepare(self) -> None:
-        """Put the untrained policy before a simulated arm, and remove what a killed run left.
+        """Besides, put the untrained policy before a simulated arm.
 
         Raises:
             ConfigError, SimulationError: there is no such task, no simulator for it here, or the policy does not fit.
         """
+        super().prepare()
         for left in self.out.glob(f'{SCRATCH}*'):
             shutil.rmtree(left, ignore_errors=True)
         with self._rollout():

@@ -197,6 +197,7 @@ def guard_settings(values: Any, where: str, defaults: GuardSettings = DEFAULTS) 
         if np.any(chosen['workspace_m'][0] >= chosen['workspace_m'][1]):
             raise ConfigError(f'{where}: workspace_m: lower must lie below upper')
     if 'limits' in section:
-        given, ours = section.get('limits'), defaults.overrides
-        chosen['overrides'] = {**ours, **given} if ours and isinstance(given, Mapping) else given
+        given = section.get('limits')
+        given = {} if given is None else given
+        chosen['overrides'] = {**(defaults.overrides or {}), **given} if isinstance(given, Mapping) else given
     return replace(defaults, **chosen)

@@ -103,7 +103,6 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
     words = {'dataset': str(task.dataset), 'task': place.task, **task.words}
     where = f'study {study.name}, {place.task} / {place.backbone} / {place.recipe}'
     network = backbone.model_dump(include={'backbone', 'conditioning', 'objective'}, exclude_none=True)
-    validated(filled(network, words), NetworkConfig, where)
     needed: list[Job] = []
     if task.demonstrations is not None:
         needed.append(
@@ -142,7 +141,7 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
         isinstance(config.backbone, str) and stage1 is None,
     )
     with _at(where):
-        _require_evaluable(cell, network, None if stage1 is None else stage1.config.objective)
+        _require_evaluable(cell, filled(network, words), None if stage1 is None else stage1.config.objective)
     return [*needed, cell]
 
 
@@ -176,15 +175,19 @@ def _require_evaluable(cell: Cell, network: Values, of_stage1: ScheduleConfig | 
 
 def _require_chosen(network: Values, header: Values) -> None:
     """Refuse a finished backbone that is not what the row of the table is called after."""
+    chosen = validated(network, NetworkConfig, 'its row')
+    size = {} if chosen.backbone is None else {'kind': chosen.backbone.kind, **asdict(chosen.backbone)}
+    stated = {'backbone': size, 'conditioning': network.get('conditioning', {})}
     finished = {'backbone': header['network'], 'conditioning': conditioning_in(header)}
     for name, found in finished.items():
-        for key, chosen in network.get(name, {}).items():
-            if chosen != found.get(key):
+        for key in network.get(name, {}):
+            ours, theirs = stated[name][key], found.get(key)
+            if (list(ours) if isinstance(ours, tuple) else ours) != theirs:
                 raise ConfigError(
-                    f'{name}.{key} is {chosen!r}, but the finished backbone {header["name"]!r} has {found.get(key)!r}'
+                    f'{name}.{key} is {ours!r}, but the finished backbone {header["name"]!r} has {theirs!r}'
                 )
     schedule = ScheduleConfig(**header['schedule'])
-    objective = ScheduleConfig(**network['objective']) if 'objective' in network else schedule
+    objective = chosen.objective or schedule
     if objective != schedule:
         raise ConfigError(
             f'objective is {objective.to_dict()}, but the finished backbone {header["name"]!r} has {schedule.to_dict()}'

@@ -118,11 +118,11 @@ def read_results(cells: dict[Place, Cell], path: Path) -> None:
         return
     try:
         rows = json.loads(path.read_text())['rows']
-        for row in rows:
-            for seed, outcome in row['seeds'].items():
-                cell = cells.get(Place(row['task'], row['backbone'], row['recipe'], int(seed)))
-                if cell is not None and outcome is not None:
-                    cell.take(outcome)
+        outcomes = [outcome for row in rows for outcome in row['seeds'].values() if outcome is not None]
+        runs = {cell.folder.name: cell for cell in cells.values()}
+        for outcome in outcomes:
+            if (cell := runs.get(outcome['run'])) is not None:  # whatever its row is called now
+                cell.take(outcome)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f'{path} holds no results of a study ({error}); move it away to start anew'

@@ -68,7 +68,7 @@ setup(
         'rosbags>=0.11',
         'safetensors>=0.4',
         'scipy>=1.11',
-        'torch>=2.4',
+        'torch>=2.6',
         'transformers>=4.45',
         'tyro>=0.9',
     ],
@@ -76,7 +76,8 @@ setup(
         # What a ROS installation has (rosdep installs its Pinocchio), as wheels for a machine without one.
         # Pinocchio's wheels ask for NumPy 2, ROS's compiled packages on Ubuntu 24.04 for NumPy 1.26.
         'ros': [
-            'pin>=3.4',  # the first that was tried with coal, which finds collisions
+            'coal>=3',  # finds collisions
+            'pin>=3.4',  # the first that was tried with coal
             'ros-jazzy-ament-index-python',
             'ros-jazzy-common-interfaces',
             'ros-jazzy-lifecycle-msgs',
@@ -97,6 +98,7 @@ setup(
             'pytest-xdist>=3',
             'ruff>=0.6',
             'setuptools<80',  # colcon-core's limit; torch alone would pull a newer one
+            'threadpoolctl>=3',
             'types-PyYAML',
         ],
     },

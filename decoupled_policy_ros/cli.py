@@ -270,8 +270,8 @@ app.command(coverage)
 
 # The extra that brings a module; what else a verb imports is ROS's, or a dependency of the package itself.
 EXTRAS = {
-    'accelerate': 'train', 'av': 'sim', 'matplotlib': 'train', 'mujoco': 'sim', 'pinocchio': 'ros', 'pydantic': 'train',
-    'ray': 'cluster', 'rclpy': 'ros', 'robosuite': 'sim', 'sentence_transformers': 'language',
+    'accelerate': 'train', 'av': 'sim', 'coal': 'ros', 'matplotlib': 'train', 'mujoco': 'sim', 'pinocchio': 'ros',
+    'pydantic': 'train', 'ray': 'cluster', 'rclpy': 'ros', 'robosuite': 'sim', 'sentence_transformers': 'language',
 }  # fmt: skip
 
 

@@ -33,12 +33,14 @@ def require_file_name(path: Path) -> None:
     """Find out before hours of work whether a file can be written here in the end; makes its folder.
 
     Raises:
-        ConfigError: a folder has that name, or its own folder can't be made.
+        ConfigError: a folder has that name, or its own folder can't be made or written to.
     """
     if path.is_dir():
         raise ConfigError(f'{path} is a folder; name a file')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise ConfigError(f'{path} can not be written: {error}') from error
 

@@ -63,7 +63,7 @@ def resolve_uri(uri: str, relative_to: Path) -> Path:
     not imported).
 
     Raises:
-        ConfigError: the package is not installed.
+        ConfigError: the package is not installed, or is a ROS package without that file.
     """
     if not uri.startswith('package://'):
         return (relative_to / uri).resolve()
@@ -73,6 +73,8 @@ def resolve_uri(uri: str, relative_to: Path) -> Path:
         return share / inside
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
+        if share is not None:
+            raise ConfigError(f'{uri!r}: there is no {inside!r} in {share}')
         raise ConfigError(
             f'{uri!r} needs the package {package!r}, which is neither in the ament index nor an installed '
             f'Python package'

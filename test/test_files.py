@@ -3,13 +3,15 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from test_dataset_writing import frames_of, spec_of
 
 from decoupled_policy_ros.data.bags.writer import BagWriter
 from decoupled_policy_ros.data.datasets.writer import DatasetWriter
-from decoupled_policy_ros.files import replace_whole, whole_folder, write_json, write_whole
+from decoupled_policy_ros.errors import ConfigError
+from decoupled_policy_ros.files import replace_whole, require_file_name, whole_folder, write_json, write_whole
 
 
 def bag(folder):
@@ -93,3 +95,8 @@ def test_a_file_that_can_not_be_written_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space'):
         write_whole(tmp_path / 'file', b'content')
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_can_not_be_written_to_is_found_out_in_time():
+    with pytest.raises(ConfigError, match=r'/proc/report.json can not be written'):
+        require_file_name(Path('/proc/report.json'))

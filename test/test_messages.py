@@ -305,6 +305,19 @@ def test_undecodable_image_is_refused(data):
         compressed_image_to_array(compressed('rclpy', 'jpeg', data))
 
 
+@pytest.mark.parametrize('kept', [0.99, 0.5, 0.1])
+def test_a_jpeg_that_is_cut_off_is_refused(kept, monkeypatch):
+    """Whatever OpenCV does: some versions fill in the rest. What a camera appends does no harm."""
+    rng = np.random.default_rng(0)
+    pixels = np.repeat(np.repeat(rng.integers(0, 255, (30, 40, 3), np.uint8), 8, 0), 8, 1)
+    data = cv2.imencode('.jpg', pixels)[1].tobytes()
+    monkeypatch.setattr(cv2, 'imdecode', lambda *_: pixels)
+    for whole in (data, data + bytes(100)):
+        assert compressed_image_to_array(compressed('rclpy', 'jpeg', whole)).shape == (240, 320, 3)
+    with pytest.raises(MessageError, match='cut off'):
+        compressed_image_to_array(compressed('rclpy', 'jpeg', data[: int(kept * len(data))]))
+
+
 def png_of_size(height, width):
     """A PNG that claims a size and has no pixels."""
 

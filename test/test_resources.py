@@ -48,6 +48,17 @@ def test_missing_folder_says_so():
         resources.find('no_such_folder/file.yaml')
 
 
+def test_a_ros_package_without_the_file_is_named(tmp_path, monkeypatch):
+    """Such as one that ships xacro in place of the URDF."""
+    index = tmp_path / 'share' / 'ament_index' / 'resource_index' / 'packages'
+    index.mkdir(parents=True)
+    (index / 'an_arm_description').touch()
+    (tmp_path / 'share' / 'an_arm_description').mkdir()
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
+    with pytest.raises(ConfigError, match=r"there is no 'urdf/arm.urdf' in .*an_arm_description"):
+        resources.resolve_uri('package://an_arm_description/urdf/arm.urdf', tmp_path)
+
+
 @pytest.mark.parametrize('python', ['lib/python3.12/site-packages', 'local/lib/python3.10/dist-packages'])
 def test_installed_package_reads_the_share_of_its_own_prefix(tmp_path, elsewhere, monkeypatch, python):
     other, own = tmp_path / 'other', tmp_path / 'own'

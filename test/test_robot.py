@@ -371,7 +371,7 @@ REFUSED = {
         ['base_aliases', 'fr3_link8', 'elsewhere', 'fr3_link0'],
     ),
     'base alias twice': ({'frames': {'base_aliases': ['base', 'base']}}, ['base_aliases', 'twice']),
-    'base above a joint': ({'frames': {'base': 'fr3_link1'}}, ['base link', 'arm joints']),
+    'base above a joint': ({'frames': {'base': 'fr3_link1'}}, ['base link', 'fr3_joint1', 'joint_names']),
     'ee before a joint': ({'frames': {'ee': 'fr3_link6'}}, ['fr3_joint6', 'fr3_joint7']),
     'tool quaternion': (
         {'frames': {'tool': {'position_m': [0, 0, 0], 'quat_xyzw': [0, 0, 0, 0]}}},
@@ -379,7 +379,28 @@ REFUSED = {
     ),
     'limit of the wrong size': ({'limits': {'lower_rad': [0, 0]}}, ['lower_rad', '7', '[0, 0]']),
     'limit not a number': ({'limits': {'velocity_rad_s': ['fast'] * 7}}, ['velocity_rad_s', 'fast']),
-    'lower above upper': ({'limits': {'lower_rad': [4.0] * 7}}, ['limits', 'lower']),
+    'lower above upper': (
+        {'limits': {'lower_rad': [4.0] * 7}},
+        ['lower_rad and upper_rad', 'number 1', '4.0', '2.'],
+    ),
+    'flat workspace': (
+        {'limits': {'workspace_m': {'lower': [0.1, 0.1, 0.5], 'upper': [0.9, 0.9, 0.5]}}},
+        ['workspace_m', 'number 3 has 0.5 and 0.5'],
+    ),
+    'limit true': ({'limits': {'velocity_rad_s': [True] * 7}}, ['velocity_rad_s', 'True']),
+    'braking offset of the printed formula': (
+        {'limits': {'braking': {'offset_rad_s': [-0.3] * 7}}},
+        ['braking', 'offset_rad_s', 'at least 0', '-0.3'],
+    ),
+    'braking without a brake': (
+        {'limits': {'braking': {'deceleration_rad_s2': [0] * 7}}},
+        ['deceleration_rad_s2', 'positive', '0.0'],
+    ),
+    'pairs within a pair': (
+        {'collision': {'ignored_pairs': [[['fr3_link0', 'fr3_link1'], ['fr3_link1', 'fr3_link2']]]}},
+        ['ignored_pairs', "['fr3_link0', 'fr3_link1']"],
+    ),
+    'gripper in millimetres': ({'gripper': {'open_width_m': 80}}, ['open_width_m', 'metres', '80']),
     'velocity zero': ({'limits': {'velocity_rad_s': [0] * 7}}, ['velocity_rad_s', 'positive']),
     'home outside': ({'arm': {'home_rad': [0, 0, 0, 0, 0, 1.5, 0]}}, ['fr3_joint4', '0.0', '-0.1518']),
     'gripper never opens': ({'gripper': {'open_width_m': 0.0}}, ['open_width_m', '0.0']),
@@ -429,6 +450,17 @@ def test_bad_robot_file_is_refused_by_name(tmp_path, case):
         assert text in str(error.value)
 
 
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
+    path = written(tmp_path, {})
+    text = path.read_text() + '\n'
+    values = yaml.safe_load(text)
+    values['limits'] |= {'ee_linear_jerk_m_s3': '4.5e3', 'jerk_rad_s3': ['5e3'] * 7}
+    path.write_text(yaml.safe_dump(values).replace("'4.5e3'", '4.5e3').replace("'5e3'", '5e3'))
+    limits = load_robot(path).limits
+    assert limits.ee_linear_jerk_m_s3 == 4500.0
+    np.testing.assert_array_equal(limits.jerk_rad_s3, [5000.0] * 7)
+
+
 def test_the_unchanged_copy_loads(tmp_path, fr3):
     copied = load_robot(written(tmp_path, {}))
     assert Fingerprint.of(copied, 20) == Fingerprint.of(fr3, 20)
@@ -441,7 +473,8 @@ def test_broken_urdf_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    'text', ['- a\n- list', 'name: [unclosed', '', 'name: fr3\n!!python/object:os.system {}']
+    'text',
+    ['- a\n- list', 'name: [unclosed', '', 'name: fr3\n!!python/object:os.system {}', 'name: 2024-13-45'],
 )
 def test_file_that_is_no_robot_is_refused(tmp_path, text):
     path = tmp_path / 'robot.yaml'

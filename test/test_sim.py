@@ -3,18 +3,22 @@
 import dataclasses
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.data.datasets.dataset import Dataset
+from decoupled_policy_ros.data.parallel import start_worker
 from decoupled_policy_ros.errors import DatasetError, SimulationError
 from decoupled_policy_ros.robot import poses
 from decoupled_policy_ros.robot.description import load_robot
@@ -23,7 +27,7 @@ from decoupled_policy_ros.sim import demonstrations
 from decoupled_policy_ros.sim.environment import SimRobot
 from decoupled_policy_ros.sim.expert import Expert
 from decoupled_policy_ros.sim.reference import MAX_STEP_M, pose_distance, step_towards
-from decoupled_policy_ros.sim.tasks import TASKS
+from decoupled_policy_ros.sim.tasks import TASKS, sim_task
 from decoupled_policy_ros.sim.wander import Wander
 
 pytestmark = pytest.mark.sim
@@ -105,6 +109,45 @@ print(json.dumps([digest, message]))
     assert digest == run_expert(lift, 7, steps=15)
     assert 'libegl1' in message
     assert '\n' not in message
+
+
+def test_a_way_to_draw_that_is_not_there_is_named():
+    program = """
+from decoupled_policy_ros.errors import SimulationError
+from decoupled_policy_ros.sim.environment import SimRobot
+try:
+    SimRobot('lift')
+except SimulationError as error:
+    print(error)
+"""
+    environment = {**os.environ, 'MUJOCO_GL': 'vulkan'}
+    done = subprocess.run(
+        [sys.executable, '-c', program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert 'MUJOCO_GL=vulkan' in done.stdout and 'valid: egl, osmesa, glfw' in done.stdout
+
+
+def test_an_attempt_takes_as_many_seconds_at_another_rate():
+    task = sim_task('lift')
+    assert task.steps_at(20.0) == task.max_steps
+    assert task.steps_at(10.0) == task.max_steps // 2
+    assert task.steps_at(30.0) == task.max_steps * 3 // 2
+
+
+def threads_of_blas() -> set[int]:
+    return {pool['num_threads'] for pool in threadpoolctl.threadpool_info() if pool['user_api'] == 'blas'}
+
+
+def test_processes_that_make_demonstrations_have_one_thread_each(monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, context, initializer=start_worker, initargs=(os.getpid(), 2)) as pool:
+        assert pool.submit(threads_of_blas).result() == {1}
 
 
 def test_seeds_place_the_cube_differently_and_leave_the_callers_generator_alone(lift):

@@ -101,7 +101,7 @@ def _in_pool(
     pool = ProcessPoolExecutor(
         min(workers, len(left)),
         multiprocessing.get_context('spawn'),
-        initializer=_start_worker,
+        initializer=start_worker,
         initargs=(os.getpid(), workers),
     )
     running: dict[Future, int] = {}
@@ -134,10 +134,11 @@ def _in_pool(
     return lost
 
 
-def _start_worker(parent: int, workers: int) -> None:
+def start_worker(parent: int, workers: int) -> None:
+    """First thing in a process of a pool, while it has imported this module alone: BLAS asks for its threads once."""
     if workers > 1:
-        # One process per core: further threads would only wait for each other.
-        for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
+        # One process per core: further threads, the software renderer's too, would only wait for each other.
+        for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'LP_NUM_THREADS'):
             os.environ.setdefault(name, '1')
         with suppress(ImportError):
             import cv2

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from decoupled_policy_ros.errors import MessageError
 
+#: Markers of a JPEG: its first, the one before each of its scans, its last.
+JPEG_START, JPEG_SCAN, JPEG_END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9'
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -136,6 +139,16 @@ def decoder_named(name: str) -> Decoder:
     return decode_opencv if name == 'opencv' else _decode_cv_bridge
 
 
+def _require_whole_jpeg(data: NDArray[np.uint8], what: str) -> None:
+    """Refuse what was cut off: some versions of OpenCV fill the rest in, and say nothing.
+
+    Neither marker can be part of a scan, and a camera may append what it likes to the end.
+    """
+    content = data.tobytes()
+    if content.startswith(JPEG_START) and content.rfind(JPEG_END) < content.rfind(JPEG_SCAN):
+        raise MessageError(f'{what}: the JPEG is cut off, its end (FF D9) is missing')
+
+
 def decode_compressed(data: NDArray[np.uint8], image_format: str) -> NDArray:
     """Pixels of JPEG or PNG bytes, colour as RGB; see `messages.compressed_image_to_array` for what it raises."""
     what = f'compressed image of format {image_format!r} and {len(data)} bytes'
@@ -143,6 +156,7 @@ def decode_compressed(data: NDArray[np.uint8], image_format: str) -> NDArray:
         if not image_format.startswith(('16UC1', 'mono16')):
             raise MessageError(f'{what}: of compressedDepth only 16UC1 is known')
         data = data[12:]  # header of compressed_depth_image_transport; its quantisation serves 32FC1 only
+    _require_whole_jpeg(data, what)
     with _refusing(what):
         pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
     if pixels is None:

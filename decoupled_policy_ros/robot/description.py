@@ -24,6 +24,8 @@ from decoupled_policy_ros.robot.shapes import CollisionDescription, read_collisi
 
 Array = NDArray[np.float64]
 
+#: A gripper that opens wider was measured in another unit.
+LARGEST_WIDTH_M = 1.0
 _KEYS = (
     'name', 'urdf', 'mjcf', 'description_topic', 'frames', 'arm', 'gripper', 'limits', 'collision', 'cameras', 'topics',
 )  # fmt: skip
@@ -214,7 +216,7 @@ def load_robot(name_or_path: str | Path, description_xml: str | None = None) -> 
 def _read(path: Path) -> Section:
     try:
         values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
         raise RobotDescriptionError(f'{path}: not a YAML file: {error}') from error
     return Section(values, path.name, _KEYS)
 
@@ -271,6 +273,10 @@ def _gripper(section: Section, arm_joint_names: tuple[str, ...]) -> GripperDescr
     if width_open <= width_closed:
         raise RobotDescriptionError(
             f'{section.where}: open_width_m must exceed closed_width_m, got {width_open} and {width_closed}'
+        )
+    if width_open > LARGEST_WIDTH_M:
+        raise RobotDescriptionError(
+            f'{section.where}: open_width_m is in metres and at most {LARGEST_WIDTH_M:g}, got {width_open:g}'
         )
     turning = [key for key in ('open_position', 'closed_position') if key in section]
     if len(turning) == 1:

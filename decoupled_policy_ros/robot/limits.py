@@ -120,8 +120,8 @@ def read_limits(section: Section, n: int) -> Limits:
         braking=_braking(section.section('braking', _BRAKING_KEYS), n) if 'braking' in section else None,
         **optional,
     )
-    if np.any(limits.lower_rad >= limits.upper_rad) or np.any(workspace_m[0] >= workspace_m[1]):
-        raise RobotDescriptionError(f'{section.where}: each lower limit must lie below its upper limit')
+    _require_below(limits.lower_rad, limits.upper_rad, f'{section.where}: lower_rad and upper_rad')
+    _require_below(workspace_m[0], workspace_m[1], f'{section.where}: workspace_m')
     for key in _POSITIVE:
         value = getattr(limits, key)
         if value is not None and np.any(np.asarray(value) <= 0):
@@ -131,8 +131,22 @@ def read_limits(section: Section, n: int) -> Limits:
 
 def _braking(section: Section, n: int) -> BrakingLimits:
     braking = BrakingLimits(**{key: section.numbers(key, n) for key in _BRAKING_KEYS})
-    if np.any(braking.lower_rad >= braking.upper_rad) or np.any(braking.deceleration_rad_s2 <= 0):
+    _require_below(braking.lower_rad, braking.upper_rad, section.where)
+    if np.any(braking.deceleration_rad_s2 <= 0):
         raise RobotDescriptionError(
-            f'{section.where}: lower_rad must lie below upper_rad and deceleration_rad_s2 be positive'
+            f'{section.where}: deceleration_rad_s2 must be positive, got {braking.deceleration_rad_s2.tolist()}'
+        )
+    if np.any(braking.offset_rad_s < 0):
+        raise RobotDescriptionError(
+            f'{section.where}: offset_rad_s is taken off the speed and must be at least 0, '
+            f'got {braking.offset_rad_s.tolist()}'
         )
     return braking
+
+
+def _require_below(lower: Array, upper: Array, where: str) -> None:
+    if np.any(wrong := lower >= upper):
+        i = int(np.argmax(wrong))
+        raise RobotDescriptionError(
+            f'{where}: each lower limit must lie below its upper limit; number {i + 1} has {lower[i]} and {upper[i]}'
+        )

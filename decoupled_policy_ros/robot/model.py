@@ -91,9 +91,10 @@ def _link_id(model: pin.Model, name: str) -> int:
 def _require_chain(model: pin.Model, base_joint: int, ee_joint: int, joint_names: tuple[str, ...]) -> None:
     below_base, below_ee = _ancestors(model, base_joint), _ancestors(model, ee_joint)
     moving = [model.names[i] for i in below_ee if i not in below_base]
-    if any(model.names[i] in joint_names for i in below_base):
+    if carrying := [model.names[i] for i in below_base if model.names[i] in joint_names]:
         raise RobotDescriptionError(
-            'the base link is moved by one of the arm joints: choose a link below them'
+            f'the base link is moved by {", ".join(carrying)} of joint_names: choose a link that comes before '
+            f'{joint_names[0]}'
         )
     if set(moving) != set(joint_names):
         raise RobotDescriptionError(

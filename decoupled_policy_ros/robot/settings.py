@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -71,17 +72,27 @@ class Section:
 
     def number(self, key: str) -> float:
         value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+        number = _number(value)
+        if not np.isfinite(number):
             raise self.error(f'{self.where}: {key} must be a finite number, got {value!r}')
-        return float(value)
+        return number
 
     def numbers(self, key: str, length: int) -> NDArray[np.float64]:
         value = self.get(key)
-        try:
-            array = np.array(value, float)
-        except (TypeError, ValueError):
-            array = np.array(np.nan)
+        array = np.array(
+            [_number(item) for item in value] if isinstance(value, list | tuple | np.ndarray) else np.nan
+        )
         if array.shape != (length,) or not np.all(np.isfinite(array)):
             raise self.error(f'{self.where}: {key} must be {length} finite numbers, got {value!r}')
         array.setflags(write=False)
         return array
+
+
+def _number(value: Any) -> float:
+    """What YAML takes for text, too: 4.5e3 has no sign in its exponent; NaN of anything else."""
+    if isinstance(value, bool) or not isinstance(value, Real | str):
+        return np.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return np.nan

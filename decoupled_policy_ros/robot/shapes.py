@@ -55,7 +55,7 @@ def read_collision(section: Section) -> CollisionDescription:
     links = {capsule.link for capsule in capsules}
     pairs = []
     for pair in _list(section, 'ignored_pairs'):
-        if not isinstance(pair, list) or len(pair) != 2 or not set(pair) <= links:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(link in links for link in map(str, pair)):
             raise RobotDescriptionError(
                 f'{section.where}: ignored_pairs: {pair!r} is not two of the links with capsules: '
                 f'{", ".join(sorted(links))}'

@@ -28,7 +28,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from scipy.spatial.transform import Rotation
 
 from decoupled_policy_ros.data.datasets.dataset import DatasetSpec, DatasetWriter
-from decoupled_policy_ros.data.parallel import end_with
+from decoupled_policy_ros.data.parallel import start_worker
 from decoupled_policy_ros.errors import SimulationError
 from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.robot import poses
@@ -37,11 +37,10 @@ from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.sim.environment import DEFAULT_CAMERAS, SimRobot
 from decoupled_policy_ros.sim.expert import Expert
 from decoupled_policy_ros.sim.reference import step_towards
-from decoupled_policy_ros.sim.tasks import sim_task
+from decoupled_policy_ros.sim.tasks import RATE_HZ, sim_task
 
 Array = NDArray[np.float64]
 
-RATE_HZ = 20.0
 #: Share of the episodes that begin away from home, and that are executed with noise.
 PERTURBED_SHARE = 0.5
 NOISY_SHARE = 0.5
@@ -259,14 +258,14 @@ def _elsewhere(
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context('spawn'),
-        initializer=_start_worker,
-        initargs=(scene, os.getpid()),
+        initializer=start_worker,
+        initargs=(os.getpid(), workers),
     )
     waiting: collections.deque[Future] = collections.deque()
     try:
         while True:
             while len(waiting) < workers + 2:
-                waiting.append(pool.submit(_attempt, next(seeds), noise))
+                waiting.append(pool.submit(_attempt, scene, next(seeds), noise))
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise SimulationError(f'a process that makes demonstrations of {scene[0]} died: {error}') from error
@@ -283,15 +282,7 @@ def _arm_of(scene: _Scene) -> tuple[SimRobot, Kinematics]:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(scene: _Scene, parent: int) -> None:
-    end_with(parent)
-    # One process per core: threads of the software renderer or of BLAS would only wait for each other.
-    for name in ('LP_NUM_THREADS', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
-        os.environ.setdefault(name, '1')
-    _worker['scene'] = scene
-
-
-def _attempt(seed: int, noise: bool) -> tuple[bool, dict[str, Any]]:
-    if 'sim' not in _worker:  # made here and not in the initializer, whose errors would reach nobody
-        _worker['sim'], _worker['kinematics'] = _arm_of(_worker['scene'])
+def _attempt(scene: _Scene, seed: int, noise: bool) -> tuple[bool, dict[str, Any]]:
+    if 'sim' not in _worker:  # of one scene, as is the pool
+        _worker['sim'], _worker['kinematics'] = _arm_of(scene)
     return record_episode(_worker['sim'], _worker['kinematics'], seed, noise)

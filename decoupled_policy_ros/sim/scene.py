@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from decoupled_policy_ros.errors import SimulationError
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.sim.benchmarks import make_benchmark_environment
-from decoupled_policy_ros.sim.renderer import choose_opengl
+from decoupled_policy_ros.sim.renderer import NO_OPENGL, choose_opengl
 from decoupled_policy_ros.sim.tasks import SimTask
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ def import_robosuite() -> Any:
     except ImportError as error:
         raise SimulationError(
             f'the simulator needs robosuite and mujoco ({error}): pip install "decoupled_policy_ros[sim]"'
+        ) from error
+    except (AttributeError, RuntimeError) as error:  # MuJoCo's, of a library that it was told to draw with
+        chosen = os.environ.get('MUJOCO_GL')
+        raise SimulationError(
+            f'{NO_OPENGL} (MUJOCO_GL={chosen}: {error}; valid: egl, osmesa, glfw)'
         ) from error
 
 

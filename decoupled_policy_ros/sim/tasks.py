@@ -7,6 +7,7 @@ Several tasks can share a scene, told apart by the instruction alone: `stack`, `
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from decoupled_policy_ros.errors import SimulationError
 if TYPE_CHECKING:
     from decoupled_policy_ros.sim.environment import SimRobot
 
+#: Of the experts, and of the benchmarks that measure an attempt in steps.
+RATE_HZ = 20.0
 #: Heights of a cube's centre above the table at which it counts as lifted; robosuite's own margin.
 LIFTED_M = 0.04
 #: How near the end effector has to come to the goal of `detour`.
@@ -33,7 +36,7 @@ class SimTask:
         objects: our name of each object -> MuJoCo body, or site where there is no such body; None for all
             objects that the scene has, by their names there.
         instruction: what to do, in words.
-        max_steps: how long an attempt may take, at 20 Hz.
+        max_steps: how long an attempt may take, at `RATE_HZ`.
         success: whether the task is done now; None for the environment's own check.
         failure: whether the attempt is lost for good, whatever follows; None where that can't happen.
         suite: the benchmark that has to be installed; empty for what robosuite and this package bring.
@@ -60,6 +63,10 @@ class SimTask:
         if self.objects is None:
             raise SimulationError(f'{self.name}: how many objects there are is known once the scene is built')
         return 10 * len(self.objects) + 3 * (len(self.objects) - 1)
+
+    def steps_at(self, rate_hz: float) -> int:
+        """How many steps an attempt may take at another rate: as many seconds."""
+        return math.ceil(self.max_steps * rate_hz / RATE_HZ - 1e-9)
 
 
 def _is_lifted(name: str) -> Callable[[SimRobot], bool]:

@@ -147,7 +147,8 @@ class Rollout:
             instruction=instruction,
             shared_noise=spec.shared_noise,
         )
-        self.max_steps = self.task.max_steps if spec.max_steps is None else spec.max_steps
+        own = self.task.steps_at(self.contract.rate_hz)
+        self.max_steps = own if spec.max_steps is None else spec.max_steps
         if self.max_steps < 1:
             raise ConfigError(f'max_steps must be at least 1, got {spec.max_steps}')
         self.lanes = lanes or (1 if self.contract.picture_sizes else LANES)

@@ -96,7 +96,8 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         'params_file',
         default_value=PathJoinSubstitution([SHARE, 'config', 'policy_node.yaml']),
-        description="The policy node's other parameters.",
+        description="The policy node's other parameters; output, gripper, missing_server and trajectory_action of a "
+        'file give way to the arguments here.',
     ),
     DeclareLaunchArgument(
         'recover',

@@ -167,8 +167,17 @@ def generate_launch_description() -> LaunchDescription:
         rviz='false',
     )
     by_hand = LogInfo(
-        msg='device keyboard: run teleop_node in a terminal, '
-        'ros2 run decoupled_policy_ros teleop_node --ros-args -p device:=keyboard',
+        msg=[
+            'device keyboard: run teleop_node in a terminal, ',
+            'ros2 run decoupled_policy_ros teleop_node --ros-args -p device:=keyboard -p robot:=',
+            LaunchConfiguration('robot'),
+            ' -p use_sim_time:=',
+            LaunchConfiguration('use_sim_time'),
+            ' -p lockstep:=',
+            LaunchConfiguration('use_sim'),
+            ' -r __ns:=',
+            PathJoinSubstitution(['/', LaunchConfiguration('namespace')]),
+        ],
         condition=IfCondition(EqualsSubstitution(LaunchConfiguration('device'), 'keyboard')),
     )
     return LaunchDescription([*ARGUMENTS, teleop, by_hand, OpaqueFunction(function=joy), recorder, simulator])

@@ -17,8 +17,8 @@ from std_srvs.srv import SetBool, Trigger
 
 from decoupled_policy_ros.nodes.command_guard_node import CommandGuardNode
 from decoupled_policy_ros.nodes.common import (
-    COMMAND,
     LATCHED,
+    SENSOR,
     STATE,
     floats,
     pose_stamped,
@@ -50,7 +50,8 @@ class Cell(Peer):
         self._inverse = InverseKinematics(ROBOT)
         self._joints_rad = ROBOT.home_rad.copy()
         self._states = self.create_publisher(JointState, 'joint_states', STATE)
-        self._targets = self.create_publisher(PoseStamped, 'target_pose_in', COMMAND)
+        # By best effort, as a headset's driver may; that is heard by whoever subscribes in the same way only.
+        self._targets = self.create_publisher(PoseStamped, 'target_pose_in', SENSOR)
         self.alive, self.offset_m, self.step_m = False, 0.0, 0.0
         self.frame, self.bad, self.asking = ROBOT.base_frame, False, False
         self.timer = self.create_timer(0.02, self._turn)

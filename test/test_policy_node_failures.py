@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState
@@ -202,6 +203,34 @@ def test_a_configure_that_fails_leaves_no_subscription_behind(rclpy_context, tas
         assert len(list(node.subscriptions)) == len(before) + len(node.inputs.streams)
     finally:
         node.destroy_node()
+
+
+def test_what_is_none_of_a_parameters_choices_is_refused_at_once(rclpy_context):
+    node = PolicyNode(context=rclpy_context)
+    try:
+        (result,) = node.set_parameters([Parameter('output', value='pse')])
+        assert not result.successful and "output: 'pse' is not one of pose, joint_trajectory" in result.reason
+        assert node.set_parameters([Parameter('output', value='both')])[0].successful
+    finally:
+        node.destroy_node()
+
+
+def test_all_threads_are_all_again_after_a_configuration_that_took_one(rclpy_context, task_folder):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    overrides = {'task': str(task_folder), 'guard': False, 'threads': 1}
+    node = PolicyNode(
+        context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
+    )
+    try:
+        for threads, expected in ((1, 1), (0, 2)):
+            node.set_parameters([Parameter('threads', value=threads)])
+            assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+            assert torch.get_num_threads() == expected
+            assert node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+    finally:
+        node.destroy_node()
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize('wrong', ['action', 'topic'])

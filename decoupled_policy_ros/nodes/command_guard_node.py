@@ -26,6 +26,7 @@ from visualization_msgs.msg import MarkerArray
 from decoupled_policy_ros.errors import ConfigError, MessageError
 from decoupled_policy_ros.nodes.commands import CommandPublisher
 from decoupled_policy_ros.nodes.common import (
+    ANYBODYS,
     COMMAND,
     LATCHED,
     SENSOR,
@@ -117,7 +118,7 @@ class CommandGuardNode(Node):
                 f'input_topic: {settings.input_topic!r} is {commands.topic_name}, on which this node commands the arm; '
                 'targets have to come on another one'
             )
-        self.create_subscription(PoseStamped, settings.input_topic, self._on_target, COMMAND)
+        self.create_subscription(PoseStamped, settings.input_topic, self._on_target, ANYBODYS)
         self.create_service(SetBool, '~/enable', self._on_enable)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         # A wall clock that is set back must not silence the commands until it has caught up.

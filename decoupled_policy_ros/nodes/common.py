@@ -61,6 +61,13 @@ COMMAND = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
     depth=1,
 )
+# Anybody's commands: one that subscribes by best effort hears reliable publishers and others, and the newest counts.
+ANYBODYS = QoSProfile(
+    reliability=ReliabilityPolicy.BEST_EFFORT,
+    durability=DurabilityPolicy.VOLATILE,
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+)
 # Status: a late joiner gets the last one.
 LATCHED = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,

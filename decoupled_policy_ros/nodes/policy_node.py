@@ -68,6 +68,7 @@ class PolicyNode(LifecycleNode):
         self.loop: PolicyLoop | None = None
         self.outputs: PolicyOutputs | None = None
         self._clock_watch = ClockWatch()
+        self._all_threads = 0
         self.others = OtherCommanders(self, self._on_other_commander)
         self._status = self.create_publisher(DiagnosticStatus, '~/status', LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
@@ -100,8 +101,8 @@ class PolicyNode(LifecycleNode):
         if settings.lockstep and not self.get_parameter('use_sim_time').value:
             raise ConfigError('lockstep is for simulated time: set use_sim_time too')
         cores = read_cores(settings.cores)
-        if settings.threads or cores:
-            torch.set_num_threads(settings.threads or len(cores))
+        self._all_threads = self._all_threads or torch.get_num_threads()  # of a process that was never told
+        torch.set_num_threads(settings.threads or len(cores) or self._all_threads)
         robot = read_robot(self, settings.robot, settings.robot_description_timeout_s)
         streaming, joining = loop_settings(settings, cores), join_settings(asdict(settings))
         policy = load_policy(settings.task, robot, settings.backbone or None)

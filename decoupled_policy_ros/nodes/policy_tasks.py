@@ -131,6 +131,11 @@ class PolicyTasks:
         if not self._setting:
             self._notice()  # it is examined beside what is followed now
         self._examined = None
+        for field in fields(PolicySettings):
+            choices = field.metadata.get('choices')
+            if choices and values.get(field.name, choices[0]) not in choices:
+                reason = f'{field.name}: {values[field.name]!r} is not one of {", ".join(choices)}'
+                return SetParametersResult(successful=False, reason=reason)
         if self._followed is None or self._setting or not values:
             return SetParametersResult(successful=True)
         fixed = sorted(values.keys() - set(LIVE))

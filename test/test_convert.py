@@ -271,6 +271,23 @@ def test_a_robot_without_a_file_comes_from_its_recording(tmp_path):
         make_plan([bag], settings)
 
 
+@pytest.mark.parametrize('first', ['with', 'without'])
+def test_a_recording_without_a_description_is_of_the_arm_that_another_describes(first, tmp_path):
+    urdf = (robot_file('fr3').parent / yaml.safe_load(robot_file('fr3').read_text())['urdf']).read_text()
+    other = urdf.replace('0.333', '0.433')
+    fingerprint = Fingerprint.of(load_robot('fr3', other), 20.0)
+    bags = {name: write_bag(tmp_path / name, Arm(seconds=0.2).messages()) for name in ('with', 'without')}
+    arm = {'name': 'fr3', 'yaml': '', 'description': other}
+    add_episode_file(bags['with'], robot=arm, fingerprint=fingerprint.to_dict())
+    settings = ConvertSettings('fr3', cameras=(), instruction=INSTRUCTION)
+    plan = make_plan(sorted(bags.values(), key=lambda bag: bag.name != first), settings)
+    assert [bag.robot_xml for bag in plan.bags] == [other, other]
+    assert plan.spec.fingerprint == fingerprint
+    task = replace(task_for(bags['without'], tmp_path / 'part'), robot='fr3', robot_xml=None, spec=plan.spec)
+    with pytest.raises(FingerprintMismatch, match=r'without with robot fr3 has .*the dataset has'):
+        convert_bag(task)
+
+
 def test_recordings_that_contradict_each_other_are_refused(tmp_path):
     short = Arm(seconds=0.5)
     one = add_episode_file(write_bag(tmp_path / 'one', short.messages()))

@@ -71,6 +71,7 @@ setup(
         'torch>=2.6',
         'transformers>=4.45',
         'tyro>=0.9',
+        'zstandard',
     ],
     extras_require={
         # What a ROS installation has (rosdep installs its Pinocchio), as wheels for a machine without one.

@@ -168,7 +168,7 @@ def inspect(
         as_json: all of it as JSON; of models that is always so.
     """
     from decoupled_policy_ros.data.readers import summary
-    from decoupled_policy_ros.data.readers.opening import describe, is_dataset
+    from decoupled_policy_ros.data.readers.opening import KINDS, describe, is_dataset
 
     if is_dataset(path):
         from decoupled_policy_ros.robot.description import load_robot
@@ -186,6 +186,12 @@ def inspect(
             folder = path if path.exists() else find_model('tasks', path)
         except CheckpointError:
             raise ConfigError(f'{path} does not exist, and no task of that name is installed') from None
+        if not any((folder / f'{kind}.json').is_file() for kind in ('backbone', 'task')):
+            raise ConfigError(
+                summary.unfinished(folder)
+                or f'{path}: no backbone.json or task.json in this folder, and nothing else that can be inspected; '
+                f'valid: a backbone, a task, recordings (rosbag2), {KINDS}'
+            )
         Console().print_json(json.dumps(read_header(folder)))
 
 
@@ -193,10 +199,11 @@ def _print_recordings(path: Path, recordings: list[Path], as_json: bool) -> None
     from decoupled_policy_ros.data.readers import summary
 
     console = Console()
-    if as_json:
-        console.print_json(json.dumps([summary.recording_values(recording) for recording in recordings]))
-        return
     single = recordings == [path]
+    if as_json:
+        values = summary.recording_values if single else summary.recording_or_error
+        console.print_json(json.dumps([values(recording) for recording in recordings]))
+        return
     console.print(summary.recording_table(path) if single else summary.recordings_table(path, recordings))
     console.print('`decoupled-policy convert` makes a dataset of recordings', highlight=False)
 

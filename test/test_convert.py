@@ -34,7 +34,7 @@ from test_convert_streams import CONTRACT, latest
 
 from decoupled_policy_ros.cli_data import contract_of
 from decoupled_policy_ros.data.conversion.bag import BagTask, convert_bag
-from decoupled_policy_ros.data.conversion.convert import convert
+from decoupled_policy_ros.data.conversion.convert import _Work, convert
 from decoupled_policy_ros.data.conversion.plan import ConvertSettings, make_plan
 from decoupled_policy_ros.data.conversion.report import failure_lines, notes, report_table
 from decoupled_policy_ros.data.datasets.dataset import Dataset
@@ -271,6 +271,23 @@ def test_a_robot_without_a_file_comes_from_its_recording(tmp_path):
         make_plan([bag], settings)
 
 
+@pytest.mark.parametrize('first', ['with', 'without'])
+def test_a_recording_without_a_description_is_of_the_arm_that_another_describes(first, tmp_path):
+    urdf = (robot_file('fr3').parent / yaml.safe_load(robot_file('fr3').read_text())['urdf']).read_text()
+    other = urdf.replace('0.333', '0.433')
+    fingerprint = Fingerprint.of(load_robot('fr3', other), 20.0)
+    bags = {name: write_bag(tmp_path / name, Arm(seconds=0.2).messages()) for name in ('with', 'without')}
+    arm = {'name': 'fr3', 'yaml': '', 'description': other}
+    add_episode_file(bags['with'], robot=arm, fingerprint=fingerprint.to_dict())
+    settings = ConvertSettings('fr3', cameras=(), instruction=INSTRUCTION)
+    plan = make_plan(sorted(bags.values(), key=lambda bag: bag.name != first), settings)
+    assert [bag.robot_xml for bag in plan.bags] == [other, other]
+    assert plan.spec.fingerprint == fingerprint
+    task = replace(task_for(bags['without'], tmp_path / 'part'), robot='fr3', robot_xml=None, spec=plan.spec)
+    with pytest.raises(FingerprintMismatch, match=r'without with robot fr3 has .*the dataset has'):
+        convert_bag(task)
+
+
 def test_recordings_that_contradict_each_other_are_refused(tmp_path):
     short = Arm(seconds=0.5)
     one = add_episode_file(write_bag(tmp_path / 'one', short.messages()))
@@ -480,6 +497,30 @@ def test_an_interrupted_run_leaves_no_unfinished_part(tmp_path):
     process.send_signal(signal.SIGINT)  # Ctrl-C, but for this process alone
     assert process.wait(60) == 130
     assert beside(tmp_path) == ['bag']
+
+
+@pytest.mark.parametrize('library', ['matplotlib', 'av'])
+def test_what_is_not_installed_is_said_before_the_work(library, tmp_path, monkeypatch):
+    bag = write_bag(tmp_path / 'bag', Arm(seconds=0.5).messages())
+    for name in [name for name in sys.modules if name.partition('.')[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr('decoupled_policy_ros.data.conversion.convert.make_plan', None)  # is not come to
+    with pytest.raises(ModuleNotFoundError, match=library):
+        convert([bag], tmp_path / 'out', replace(SETTINGS, images='h264'), workers=1)
+    assert beside(tmp_path) == ['bag']
+
+
+def test_a_worker_finds_a_robot_that_is_given_by_a_relative_path(tmp_path, monkeypatch):
+    values = yaml.safe_load(robot_file('fr3').read_text())
+    values['urdf'] = str(robot_file('fr3').parent / values['urdf'])
+    (tmp_path / 'arm.yaml').write_text(yaml.safe_dump(values))
+    bag = write_bag(tmp_path / 'bag', Arm(seconds=0.2).messages())
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan([bag], ConvertSettings('arm.yaml', cameras=(), instruction=INSTRUCTION))
+    task = _Work(tmp_path / 'out', plan)._task(plan.bags[0])
+    monkeypatch.chdir('/')
+    assert load_robot(task.robot).name == load_robot(str(tmp_path / 'arm.yaml')).name
 
 
 @pytest.mark.slow

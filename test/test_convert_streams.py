@@ -260,16 +260,30 @@ def test_a_robot_in_a_namespace(tmp_path):
     assert len(frames) == 60
 
 
-def test_compressed_cameras(tmp_path):
+def compressed(topic: str, stamp_ns: int, message, size: tuple[int, int] = SIZE):
+    """A picture as PNG; other messages as they are."""
+    if topic not in IMAGES.values():
+        return message
+    camera = next(name for name in IMAGES if IMAGES[name] == topic)
+    png = cv2.imencode('.png', cv2.cvtColor(pixels(camera, stamp_ns, size), cv2.COLOR_RGB2BGR))[1]
+    return kind('sensor_msgs/msg/CompressedImage')(message.header, 'png', png.reshape(-1))
+
+
+def test_a_compressed_camera_that_changes_its_size_is_refused(tmp_path):
     def change(topic: str, stamp_ns: int, message):
-        if topic not in IMAGES.values():
-            return message
-        camera = next(name for name in IMAGES if IMAGES[name] == topic)
-        png = cv2.imencode('.png', cv2.cvtColor(pixels(camera, stamp_ns), cv2.COLOR_RGB2BGR))[1]
-        return kind('sensor_msgs/msg/CompressedImage')(message.header, 'png', png.reshape(-1))
+        return compressed(topic, stamp_ns, message, SIZE if stamp_ns < START_NS + 500 * MS else (48, 64))
 
     cameras = {name: replace(camera, compressed=True) for name, camera in ROBOT.cameras.items()}
     bag = write_bag(tmp_path / 'bag', Arm(seconds=1.0, change=change).messages())
+    with pytest.raises(
+        DatasetError, match=r'the images of /\S+/image_raw change from 24 x 32 to 48 x 64 pix'
+    ):
+        resampled(bag, robot=replace(ROBOT, cameras=cameras))
+
+
+def test_compressed_cameras(tmp_path):
+    cameras = {name: replace(camera, compressed=True) for name, camera in ROBOT.cameras.items()}
+    bag = write_bag(tmp_path / 'bag', Arm(seconds=1.0, change=compressed).messages())
     plain, _, _ = resampled(write_bag(tmp_path / 'plain', Arm(seconds=1.0).messages()))
     frames, gaps, _ = resampled(bag, robot=replace(ROBOT, cameras=cameras))
     assert gaps == []

@@ -516,6 +516,23 @@ def test_commanded_poses_count_not_where_the_arm_got(robot, motions, dataset, tm
     assert measure([far], robot, QUICK).position_range_m.tolist() == stage1.position_range_m.tolist()
 
 
+def test_options_for_stage_1_leave_the_task_as_it_is_and_do_not_suit_recordings(
+    monkeypatch, robot, dataset, recordings, tmp_path
+):
+    whole = measure([dataset], robot, QUICK).n_frames
+    run_cli(
+        monkeypatch, dataset, '--robot', 'panda_sim', '--task', dataset, '--every', 2, '--out', tmp_path / 'out',
+        '--no-pictures',
+    )  # fmt: skip
+    report = json.loads((tmp_path / 'out/coverage.json').read_text())
+    assert [source['frames'] for source in report['task']['sources']] == [whole]
+    assert report['frames'] < whole
+    for options in ({'mapping': 'droid_lerobot'}, {'filter_key': 'train'}, {'every': 2}):
+        (name,) = options
+        with pytest.raises(DatasetError, match=f'{name} .* is for datasets; leave it out'):
+            measure([recordings], robot, QUICK, **options)
+
+
 # --- the command --------------------------------------------------------------------------------
 
 

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from unittest.mock import Mock
 
 import pytest
+import yaml
+import zstandard
+from bag_files import JOINTS, Arm, write_bag
 from mcap.opcode import Opcode
 from mcap.writer import CompressionType, Writer
 from rosbags.rosbag2 import Reader
@@ -20,7 +23,7 @@ from rosbags.rosbag2 import Reader
 from decoupled_policy_ros.cli import main as command
 from decoupled_policy_ros.data.bags.episodes import PROGRESS_FILE, EpisodeStore, read_episode
 from decoupled_policy_ros.data.bags.format import METADATA_FILE
-from decoupled_policy_ros.data.bags.reader import bag_summary
+from decoupled_policy_ros.data.bags.reader import Bag, bag_summary
 from decoupled_policy_ros.data.bags.recovery import recover
 from decoupled_policy_ros.data.bags.repair import repair_bag
 from decoupled_policy_ros.data.bags.salvage import scan_mcap
@@ -558,6 +561,98 @@ def test_a_cut_bag_says_where_it_is_damaged(tmp_path):
     file.write_bytes(content)
     (recovery,) = recover(tmp_path)
     assert recovery.path is not None and 'bag_0.mcap is damaged at byte ' in recovery.note
+
+
+def in_folder(folder, stems, torn):
+    """Recordings as files of one folder, of those `torn` the end is missing."""
+    folder.mkdir()
+    for stem in stems:
+        bag = write_bag(folder / 'bag', Arm(seconds=0.3).messages())
+        (file,) = bag.glob('*.mcap')
+        shutil.move(file, folder / f'{stem}.mcap')
+        shutil.rmtree(bag)
+        if stem in torn:
+            os.truncate(folder / f'{stem}.mcap', (folder / f'{stem}.mcap').stat().st_size - 3000)
+    return folder
+
+
+def test_separate_recordings_of_one_folder_are_not_made_one(tmp_path):
+    folder = in_folder(tmp_path / 'day', ['a', 'b', 'c', 'd'], torn='cd')
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(DatasetError, match='`decoupled-policy recover` completes it'):
+        bag_summary(folder)
+    recoveries = recover(tmp_path)
+    assert [recovery.path for recovery in recoveries] == [folder / 'c_recovered', folder / 'd_recovered']
+    assert names(folder) == ['a.mcap', 'b.mcap', 'c.mcap', 'c_recovered', 'd.mcap', 'd_recovered']
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    for recovery in recoveries:
+        assert names(recovery.path) == [f'{recovery.path.name[0]}.mcap', 'metadata.yaml']
+        assert 0 < sum(recovery.saved.values()) <= len(Arm(seconds=0.3).messages())
+    assert recover(tmp_path) == []
+    with pytest.raises(DatasetError, match='give the files themselves'):
+        bag_summary(folder)
+
+
+@pytest.mark.parametrize('metadata', ['as it was', 'missing'])
+def test_a_cut_bag_of_compressed_messages_can_be_read(metadata, tmp_path):
+    folder = write_bag(tmp_path / 'bag', Arm(seconds=1.0).messages(), compression='message')
+    path = folder / METADATA_FILE
+    content = yaml.safe_load(path.read_text())
+    content['rosbag2_bagfile_information'] |= {'custom_data': {'operator': 'kim'}, 'ros_distro': 'jazzy'}
+    path.write_text(yaml.safe_dump(content))
+    if metadata == 'missing':
+        path.unlink()
+    (file,) = folder.glob('*.mcap')
+    os.truncate(file, file.stat().st_size - 3000)
+    (recovery,) = recover(tmp_path)
+    with Bag(recovery.path) as bag:
+        stamps = [message.decode().header.stamp for message in bag.messages([JOINTS])]
+    assert len(stamps) == recovery.saved[JOINTS] > 0
+    found = yaml.safe_load((recovery.path / METADATA_FILE).read_text())['rosbag2_bagfile_information']
+    if metadata == 'as it was':
+        assert found['ros_distro'] == 'jazzy' and found['custom_data']['operator'] == 'kim'
+    assert found['custom_data']['recovered_from'] == 'bag'
+    assert (found['compression_format'], found['compression_mode'].upper()) == ('zstd', 'MESSAGE')
+
+
+def packed_bag(folder):
+    """What a recorder that packs each file once it is full leaves when it is killed in the second one."""
+    foreign_bag(folder, files=2)
+    first = folder / f'{folder.name}_0.mcap'
+    packed = first.with_name(f'{first.name}.zstd')
+    packed.write_bytes(zstandard.ZstdCompressor().compress(first.read_bytes()))
+    first.unlink()
+    return packed
+
+
+def test_files_that_were_packed_are_saved_with_the_one_that_was_being_written(tmp_path):
+    packed_bag(tmp_path / 'bag')
+    (recovery,) = recover(tmp_path)
+    assert names(recovery.path) == ['bag_0.mcap', 'bag_1.mcap', 'metadata.yaml']
+    found = read_numbers(recovery.path)
+    assert found == list(range(len(found))) and 150 < len(found) < 200
+    assert recover(tmp_path) == [] and names(tmp_path / 'bag') == ['bag_0.mcap.zstd', 'bag_1.mcap']
+
+
+def test_a_packed_file_that_can_not_be_unpacked_is_named_and_nothing_is_made_of_the_rest(tmp_path):
+    packed = packed_bag(tmp_path / 'bag')
+    os.truncate(packed, packed.stat().st_size - 20)
+    (recovery,) = recover(tmp_path)
+    assert recovery.failed and 'bag_0.mcap.zstd can not be unpacked: it is cut short' in recovery.note
+    assert names(tmp_path) == ['bag']
+
+
+def test_packed_files_alone_are_a_recording_too(tmp_path):
+    packed_bag(tmp_path / 'bag')
+    (tmp_path / 'bag' / 'bag_1.mcap').unlink()
+    with pytest.raises(
+        DatasetError, match=r'bag_0.mcap.zstd but no .*`decoupled-policy recover` completes it'
+    ):
+        bag_summary(tmp_path / 'bag')
+    (recovery,) = recover(tmp_path)
+    assert read_numbers(recovery.path) == list(range(100))
+    finished = write_bag(tmp_path / 'finished', Arm(seconds=0.3).messages(), compression='file')
+    assert recover(finished) == []
 
 
 def test_what_is_left_out_of_a_folder_of_recordings_is_said_with_what_helps(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -59,6 +60,40 @@ def test_a_dataset_shows_the_essentials_and_all_of_it_on_request(recordings, tmp
     assert text.count('\n') < 30
     values = json.loads(shown(monkeypatch, capsys, tmp_path / 'out', '--json'))
     assert values['labels'] == {'success': 0, 'failure': 1, 'unlabelled': 0} and 'features' in values
+
+
+def test_a_folder_with_a_bad_recording_shows_the_others_as_json_too(
+    recordings, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(recordings, tmp_path / 'all')
+    (tmp_path / 'all' / 'plain' / 'metadata.yaml').write_text('')
+    good, bad = json.loads(shown(monkeypatch, capsys, tmp_path / 'all', '--json'))
+    assert good['topics']['/joint_states'] == 100
+    assert bad['recording'].endswith('plain') and 'metadata.yaml is damaged' in bad['error']
+
+
+def test_what_is_not_finished_or_of_no_kind_is_said_with_what_helps(
+    recordings, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / 'killed' / '.episode_000000.partial').mkdir(parents=True)
+    (tmp_path / 'packed').mkdir()
+    (tmp_path / 'packed' / 'packed_0.mcap.zstd').touch()
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'notes.txt').write_text('hello')
+    recovers = '`decoupled-policy recover` completes '
+    for name, reason in (
+        ('killed', f'has unfinished episodes only (.episode_000000.partial); {recovers}'),
+        ('packed', f'has packed_0.mcap.zstd but no metadata.yaml: the recording was not ended; {recovers}'),
+        (
+            'empty',
+            'nothing else that can be inspected; valid: a backbone, a task, recordings (rosbag2), a LeRobot v3',
+        ),
+        ('notes.txt', 'nothing else that can be inspected; valid: '),
+    ):
+        with pytest.raises(SystemExit):
+            shown(monkeypatch, capsys, tmp_path / name)
+        error = capsys.readouterr().err
+        assert reason in error and error.count('\n') == 1
 
 
 @pytest.mark.parametrize('path', ['nothing', 'nothing/there', '/nothing/there.hdf5'])

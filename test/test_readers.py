@@ -352,6 +352,28 @@ def test_achieved_poses_at_a_lower_rate_keep_the_gripper_that_was_commanded(robo
     assert slower.column('observation.pose')[:, 9].max() == pytest.approx(0.0)
 
 
+def test_a_measured_gripper_at_a_lower_rate_is_that_of_the_next_kept_frame(robot, episodes, tmp_path):
+    episode, kinematics = episodes[0], Kinematics(robot)
+    width_m = np.linspace(0.08, 0.0, len(episode.joints))
+    joints = np.column_stack([episode.joints, width_m / 2, -width_m / 2])
+    measured = robot.gripper.normalised(joints[:, 7:])
+    following = np.minimum(np.arange(len(joints)) + 1, len(joints) - 1)
+    spec = DatasetSpec.of(robot, 60.0, action='commanded', gripper_source='measured')
+    with DatasetWriter(tmp_path / 'd', spec) as writer:
+        rows = {
+            'observation.joint_positions': joints,
+            'observation.proprioception': Proprioception(robot, kinematics).many(joints),
+            'observation.pose': poses.action_from_pose(episode.poses, measured),
+            'action': poses.action_from_pose(episode.poses[::-1], measured[following]),
+        }
+        writer.add_episode('close it', True, rows)
+    slower = open_demonstrations(tmp_path / 'd', robot, every=3)
+    kept = measured[::3].astype(np.float32)
+    for actions in (slower.column('action'), slower.column('action', 0)):
+        np.testing.assert_allclose(actions[:, 9], np.append(kept[1:], kept[-1]), atol=1e-6)
+        np.testing.assert_allclose(actions[:, :9], rows['action'][::3, :9], atol=1e-6)
+
+
 def rlds_steps(episode, tool=TOOL):
     columns = droid_columns(episode, tool)
     for k in range(len(episode.joints)):

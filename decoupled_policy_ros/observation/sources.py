@@ -87,8 +87,11 @@ def stream_sources(
     *,
     joint_capacity: int = JOINT_CAPACITY,
     image_capacity: int = IMAGE_CAPACITY,
+    see_size: Callable[[str, tuple[int, int]], None] = lambda camera, size: None,
 ) -> dict[str, StreamSource]:
     """The source of each stream of a contract, by name; every call makes buffers of its own.
+
+    `see_size` is told the camera and the (height, width) of each of its pictures as it came.
 
     Raises:
         ConfigError: the contract has a stream that this robot has no topic for, or of another size.
@@ -97,7 +100,7 @@ def stream_sources(
     sources = {}
     for spec in contract.streams:
         if spec.kind == 'image':
-            sources[spec.name] = _camera_source(robot, spec, image_capacity)
+            sources[spec.name] = _camera_source(robot, spec, image_capacity, see_size)
         elif spec.kind == 'proprioception':
             sources[spec.name] = _joint_source(robot, spec, proprioception, joint_capacity)
         else:
@@ -108,7 +111,9 @@ def stream_sources(
     return sources
 
 
-def _camera_source(robot: RobotDescription, spec: StreamSpec, capacity: int) -> StreamSource:
+def _camera_source(
+    robot: RobotDescription, spec: StreamSpec, capacity: int, see_size: Callable[[str, tuple[int, int]], None]
+) -> StreamSource:
     if spec.name not in robot.cameras:
         raise ConfigError(
             f'the task needs camera {spec.name!r}, robot {robot.name!r} has '
@@ -116,11 +121,13 @@ def _camera_source(robot: RobotDescription, spec: StreamSpec, capacity: int) -> 
         )
     camera = robot.cameras[spec.name]
     kind = COMPRESSED_IMAGE_TYPE if camera.compressed else IMAGE_TYPE
-    convert = _image_conversion(spec, camera)
+    convert = _image_conversion(spec, camera, see_size)
     return StreamSource(spec, camera.topic, kind, convert, StreamBuffer(capacity))
 
 
-def _image_conversion(spec: StreamSpec, camera: CameraDescription) -> Callable[[Any], NDArray]:
+def _image_conversion(
+    spec: StreamSpec, camera: CameraDescription, see_size: Callable[[str, tuple[int, int]], None]
+) -> Callable[[Any], NDArray]:
     decode = compressed_image_to_array if camera.compressed else image_to_array
     size, declared = (spec.shape[0], spec.shape[1]), camera.size
 
@@ -131,6 +138,7 @@ def _image_conversion(spec: StreamSpec, camera: CameraDescription) -> Callable[[
                 f'image of camera {spec.name!r} has {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), '
                 f'its description says {declared[0]} x {declared[1]}'
             )
+        see_size(spec.name, (pixels.shape[0], pixels.shape[1]))
         return fit_image(pixels, size)
 
     return convert

@@ -17,6 +17,8 @@ from decoupled_policy_ros.files import write_whole
 
 METADATA_FILE = 'metadata.yaml'
 METADATA_VERSION = 9
+#: The one key of metadata.yaml, which holds everything.
+INFORMATION = 'rosbag2_bagfile_information'
 PROFILE = 'ros2'
 MAGIC = b'\x89MCAP0\r\n'
 #: Keys of a channel's metadata.
@@ -150,5 +152,5 @@ def metadata_record(information: Mapping[str, Any]) -> dict[str, str]:
 
 def write_metadata(folder: Path, information: Mapping[str, Any]) -> None:
     """Write metadata.yaml, which makes the folder a bag; the last thing that a writer does."""
-    text = dump_yaml({'rosbag2_bagfile_information': dict(information)})
+    text = dump_yaml({INFORMATION: dict(information)})
     write_whole(folder / METADATA_FILE, text.encode())

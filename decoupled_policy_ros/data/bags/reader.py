@@ -22,7 +22,7 @@ from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from decoupled_policy_ros.data.bags.format import METADATA_FILE
+from decoupled_policy_ros.data.bags.format import INFORMATION, METADATA_FILE
 from decoupled_policy_ros.data.bags.unended import SUFFIXES, recording_files, unended
 from decoupled_policy_ros.errors import DatasetError, MessageError
 
@@ -76,7 +76,7 @@ def bag_summary(path: Path) -> BagSummary:
         with Bag(path) as bag:
             return BagSummary(bag.duration_s, {topic.name: topic.count for topic in bag.topics.values()})
     try:
-        information = yaml.safe_load((path / METADATA_FILE).read_bytes())['rosbag2_bagfile_information']
+        information = yaml.safe_load((path / METADATA_FILE).read_bytes())[INFORMATION]
         counts = {
             entry['topic_metadata']['name']: int(entry['message_count'])
             for entry in information['topics_with_message_count']

@@ -16,6 +16,7 @@ from mcap.opcode import Opcode
 from mcap.records import DataEnd, Footer, MessageIndex, Metadata, MetadataIndex, Statistics, SummaryOffset
 
 from decoupled_policy_ros.data.bags.format import (
+    INFORMATION,
     MAGIC,
     METADATA_RECORD,
     FileSpan,
@@ -48,21 +49,26 @@ class Repair:
         return sum(self.messages.values())
 
 
-def repair_bag(paths: Sequence[Path], custom: Mapping[str, str]) -> Repair:
+def repair_bag(
+    paths: Sequence[Path], custom: Mapping[str, str], kept: Mapping[str, Any] | None = None
+) -> Repair:
     """Make whole MCAP files of those at `paths`, and of their folder a bag; a file that is whole stays so.
 
     Where the disk has no room for the end of a file, its last chunks are given up until it has.
 
     Args:
         paths: the MCAP files of one folder, in their order.
-        custom: custom_data of metadata.yaml.
+        custom: custom_data of metadata.yaml, beside that of `kept`.
+        kept: of the bag's old metadata, see `kept_metadata`.
 
     Raises:
         DatasetError: a file has no intact message (it is left as it is), or the disk is full or gone.
     """
-    scans = {path: _repair_file(path, custom) for path in paths}
+    kept = kept or {}
+    kept = {**kept, 'custom_data': {**kept.get('custom_data', {}), **custom}}
+    scans = {path: _repair_file(path, kept) for path in paths}
     try:
-        write_metadata(paths[0].parent, _information(scans, custom))
+        write_metadata(paths[0].parent, _information(scans, kept))
     except OSError as error:
         raise DatasetError(f'{paths[0].parent} can not be finished: {error.strerror or error}') from error
     topics = _topics(scans.values())
@@ -84,19 +90,35 @@ def rebuild_metadata(scans: Mapping[Path, Scan]) -> dict[str, int]:
         OSError: the disk is full or gone.
     """
     path, last = list(scans.items())[-1]
-    try:
-        copy = yaml.safe_load(last.metadata)
-    except yaml.YAMLError:
-        copy = None
-    copied = {key: copy[key] for key in _COPIED if key in copy} if isinstance(copy, dict) else {}
-    write_metadata(path.parent, _information(scans, {}) | copied)
+    write_metadata(path.parent, _information(scans, kept_metadata(last.metadata)))
     return {topic.name: topic.messages for topic in _topics(scans.values())}
 
 
-def _information(scans: Mapping[Path, Scan], custom: Mapping[str, str]) -> dict[str, Any]:
-    """Content of metadata.yaml by what is in the files."""
+def kept_metadata(text: str | bytes) -> dict[str, Any]:
+    """What can't be told from the messages, by metadata.yaml or a file's copy of it; {} where it can't be read."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    information = found.get(INFORMATION, found) if isinstance(found, dict) else None
+    if not isinstance(information, dict):
+        return {}
+    kept = {key: information[key] for key in _COPIED if information.get(key)}
+    if not isinstance(kept.get('custom_data', {}), dict):
+        del kept['custom_data']
+    if str(kept.get('compression_mode')).upper() == 'FILE':  # files are unpacked before they are repaired
+        kept.pop('compression_format', None)
+        del kept['compression_mode']
+    return kept
+
+
+def _information(scans: Mapping[Path, Scan], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of metadata.yaml by what is in the files, and what is kept of the old one."""
     files = [FileSpan(path.name, *scan.span_ns, sum(scan.counts.values())) for path, scan in scans.items()]
-    return bag_information(_topics(scans.values()), files, custom)
+    found = bag_information(_topics(scans.values()), files, {})
+    if set().union(*(scan.packed for scan in scans.values())) == {True}:
+        found |= {'compression_format': 'zstd', 'compression_mode': 'MESSAGE'}
+    return found | dict(kept)
 
 
 def _topics(scans: Iterable[Scan]) -> list[TopicCount]:
@@ -108,12 +130,12 @@ def _topics(scans: Iterable[Scan]) -> list[TopicCount]:
     return list(topics.values())
 
 
-def _repair_file(path: Path, custom: Mapping[str, str]) -> Scan:
+def _repair_file(path: Path, kept: Mapping[str, Any]) -> Scan:
     """Finish one file; returns what it holds now."""
     scan = scan_mcap(path)
     while scan.blocks:
         try:
-            _write_end(path, scan, _information({path: scan}, custom))
+            _write_end(path, scan, _information({path: scan}, kept))
             return scan
         except OSError as error:
             if error.errno not in _NO_SPACE or len(scan.blocks) == 1:

@@ -35,6 +35,9 @@ CHUNK_HEAD = struct.Struct('<QQQIIQ')
 INDEX_HEAD = struct.Struct('<HI')
 #: Length of the record that ends the messages: a checksum.
 DATA_END_BYTES = 4
+#: Of a message: channel, sequence, times. Then comes what was sent, which CDR never begins as zstd does.
+_MESSAGE_HEAD_BYTES = 22
+_ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'
 #: Longer than any record that a recorder writes; a length beyond it is damage.
 _MAX_RECORD_BYTES = 2**32
 
@@ -66,6 +69,7 @@ class Scan:
     data_is_complete: bool = False  # the writer had come to the end of its messages
     metadata: str = ''  # the copy of metadata.yaml that the file has
     damage: str = ''  # what is wrong after kept_end, where the file does not just end there
+    packed: set[bool] = field(default_factory=set)  # whether messages are compressed one by one, with zstd
 
     @property
     def lost_bytes(self) -> int:
@@ -201,6 +205,7 @@ def _keep(found: Scan, opcode: int, body: bytes) -> None:
         message = Message.read(stream, len(body))
         counts = Counter({found.channels[message.channel_id].id: 1})
         found.blocks.append(Block(0, counts, message.log_time, message.log_time))
+        found.packed.add(message.data.startswith(_ZSTD_MAGIC))
     elif opcode in (Opcode.SCHEMA, Opcode.CHANNEL):
         _register(found, opcode, stream)
     elif opcode == Opcode.METADATA:
@@ -236,6 +241,7 @@ def _keep_chunk(found: Scan, chunk: Chunk, data: bytes, body_length: int) -> int
             if channel_id not in found.channels:
                 raise KeyError(channel_id)
             entries.setdefault(channel_id, []).append((log_time, position))
+            found.packed.add(body.startswith(_ZSTD_MAGIC, _MESSAGE_HEAD_BYTES))
         else:
             _register(found, opcode, ReadDataStream(io.BytesIO(body)))
         position += RECORD_HEAD.size + length

@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,6 +42,7 @@ from decoupled_policy_ros.data.datasets.writer import DatasetWriter
 from decoupled_policy_ros.data.parallel import run_tasks
 from decoupled_policy_ros.errors import ConfigError, DatasetError
 from decoupled_policy_ros.files import sync_folder, write_json
+from decoupled_policy_ros.robot.description import robot_file
 
 _SETTINGS_FILE = 'settings.json'
 #: As text, because a failure comes from another process.
@@ -79,6 +81,9 @@ def convert(
         raise ConfigError(f'workers must be at least 1, got {workers}')
     if not bags:
         raise ConfigError('no recording is given')
+    import_module('matplotlib')  # before the work, in case that it or PyAV is not installed
+    if settings.images != 'png' and settings.cameras != ():
+        import_module('av')
     plan = make_plan(bags, settings, skip_bad)
     console = console or Console(quiet=True)
     with _Work(out, plan) as work:
@@ -207,10 +212,12 @@ class _Work:
 
     def _task(self, bag: PlannedBag) -> BagTask:
         settings = self.plan.settings
+        # A worker may be in another folder, and on a machine that has the shipped robots somewhere else.
+        is_path = Path(settings.robot).suffix in ('.yaml', '.yml')
         return BagTask(
             bag.path.resolve(),
             self._part(bag),
-            settings.robot,
+            str(robot_file(settings.robot)) if is_path else settings.robot,
             bag.robot_xml,
             self.plan.contract,
             self.plan.spec,

@@ -38,7 +38,6 @@ class TopicCount:
     not_newer: int = 0
     disordered: int = 0
     last_data: bytes = b''
-    size: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For the report."""
@@ -88,14 +87,22 @@ class Intake:
         namespace: str,
     ):
         self.path = bag.path
-        self.sources = stream_sources(robot, contract, joint_capacity=_UNBOUNDED, image_capacity=_UNBOUNDED)
+        self.sources = stream_sources(
+            robot,
+            contract,
+            joint_capacity=_UNBOUNDED,
+            image_capacity=_UNBOUNDED,
+            see_size=self._require_one_size,
+        )
         self.joints = next(s.buffer for s in self.sources.values() if isinstance(s.buffer, JointBuffer))
         self.targets = StreamBuffer(_UNBOUNDED) if commanded else None
         self.gripper = GripperCommands()
         self.counts: dict[str, TopicCount] = {}
         self.first_ns: int | None = None
         self._bag, self._robot = bag, robot
+        self._sizes: dict[str, tuple[int, int]] = {}
         self._takers: dict[str, Callable[[BagMessage, Any], None]] = {}
+        self._namespace = namespace
         self._connect(namespace)
 
     @property
@@ -130,7 +137,7 @@ class Intake:
         """Push one message into its buffer; one that is not what its fields claim is counted and left out.
 
         Raises:
-            DatasetError: its clock went back.
+            DatasetError: its clock went back, or a camera's pictures changed their size.
         """
         count = self.counts[message.topic]
         count.received += 1
@@ -144,7 +151,6 @@ class Intake:
         def take(logged: BagMessage, message: Any) -> None:
             stamp = stamp_ns(message.header.stamp)
             if self._is_newer(logged, stamp, source.buffer):
-                self._require_one_size(logged.topic, message)
                 source.take(message)
                 self.first_ns = stamp if self.first_ns is None else min(self.first_ns, stamp)
 
@@ -182,16 +188,14 @@ class Intake:
         count.disordered += stamp < latest_ns or logged.data != before
         return False
 
-    def _require_one_size(self, topic: str, message: Any) -> None:
-        if not hasattr(message, 'height'):
-            return
-        count, size = self.counts[topic], (int(message.height), int(message.width))
-        if count.size is not None and size != count.size:
+    def _require_one_size(self, camera: str, size: tuple[int, int]) -> None:
+        first = self._sizes.setdefault(camera, size)
+        if size != first:
+            topic = absolute(self.sources[camera].topic, self._namespace)
             raise DatasetError(
-                f'{self.path}: the images of {topic} change from {count.size[0]} x {count.size[1]} to '
-                f'{size[0]} x {size[1]} pixels (height x width)'
+                f'{self.path}: the images of {topic} change from {first[0]} x {first[1]} to {size[0]} x {size[1]} '
+                f'pixels (height x width)'
             )
-        count.size = size
 
     def require_usable(self) -> None:
         """Check what was counted once all messages have been taken.

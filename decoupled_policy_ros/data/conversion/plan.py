@@ -154,12 +154,12 @@ def make_plan(paths: Sequence[str | Path], settings: ConvertSettings, skip_bad: 
     episodes, damaged = episodes_of(found)
     if damaged and (not skip_bad or not episodes):
         raise DatasetError(next(iter(damaged.values())))
-    robot = _robot(settings.robot, episodes)
+    robot, robot_xml = _robot(settings.robot, episodes)
     contract = _contract(robot, settings, episodes)
     stream_sources(robot, contract)  # refuses a contract that this robot can't serve
     for path, episode in episodes.items():
         _require_same_arm(robot, path, episode)
-    bags = [_planned(path, episode, settings) for path, episode in episodes.items()]
+    bags = [_planned(path, episode, settings, robot_xml) for path, episode in episodes.items()]
     if settings.only_successful:
         left_out += [f'{bag.path}: not labelled a success' for bag in bags if bag.success is not True]
         bags = [bag for bag in bags if bag.success is True]
@@ -172,10 +172,13 @@ def make_plan(paths: Sequence[str | Path], settings: ConvertSettings, skip_bad: 
     return Plan(bags, left_out, contract, spec, settings)
 
 
-def _robot(name: str, episodes: dict[Path, dict[str, Any]]) -> RobotDescription:
+def _robot(name: str, episodes: dict[Path, dict[str, Any]]) -> tuple[RobotDescription, str | None]:
+    """The robot and its URDF, of the first recording that brings one."""
     for path, episode in episodes.items():
         _require_urdf(name, path, _robot_xml(name, episode), (episode.get('robot') or {}).get('name'))
-    return load_robot(name, _robot_xml(name, next(iter(episodes.values()))))
+    brought = (_robot_xml(name, episode) for episode in episodes.values())
+    xml = next((xml for xml in brought if xml is not None), None)
+    return load_robot(name, xml), xml
 
 
 def _require_urdf(name: str, path: Path, xml: str | None, recorded: str | None) -> None:
@@ -203,7 +206,9 @@ def _require_same_arm(robot: RobotDescription, path: Path, episode: dict[str, An
         recorded.require_equal(Fingerprint.of(robot, recorded.rate_hz), str(path), f'robot {robot.name}')
 
 
-def _planned(path: Path, episode: dict[str, Any], settings: ConvertSettings) -> PlannedBag:
+def _planned(
+    path: Path, episode: dict[str, Any], settings: ConvertSettings, robot_xml: str | None
+) -> PlannedBag:
     instruction = settings.instruction or episode.get('instruction') or ''
     success = episode.get('success')
     problem, summary = None, BagSummary(0.0, {})
@@ -218,7 +223,7 @@ def _planned(path: Path, episode: dict[str, Any], settings: ConvertSettings) -> 
         _key(path),
         instruction,
         settings.success if success is None else success,
-        _robot_xml(settings.robot, episode),
+        _robot_xml(settings.robot, episode) or robot_xml,  # one arm for all, whoever wrote it down
         summary,
         problem,
     )

@@ -14,7 +14,7 @@ from decoupled_policy_ros.data.conversion.histograms import SKEW, AgeHistograms
 from decoupled_policy_ros.data.conversion.plan import Plan
 from decoupled_policy_ros.data.datasets.dataset import label_counts
 from decoupled_policy_ros.data.picture_text import literal
-from decoupled_policy_ros.files import write_json
+from decoupled_policy_ros.files import replace_whole, write_json
 
 FOLDER = 'conversion'  # in the dataset
 _BAGS_DRAWN = 60
@@ -152,7 +152,7 @@ def _draw(path: Path, report: dict[str, Any]) -> None:
         axis.set_visible(False)
     partial = path.with_name(f'.{path.name}.part')
     figure.savefig(partial, format='png', dpi=100)
-    partial.replace(path)
+    replace_whole(partial, path)
 
 
 def _draw_frames(axis: Any, bags: list[dict[str, Any]], total: int) -> None:

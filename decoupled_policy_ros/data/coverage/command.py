@@ -40,7 +40,7 @@ def run_coverage(
         task: demonstrations of a task to compare with.
         settings: how finely to look.
         pictures: draw them; needs matplotlib.
-        options: for datasets, see `open_source`.
+        options: for datasets among `paths`, see `open_source`; the task is taken whole.
 
     Raises:
         DatasetError: `out` can't be made; and as `measure`.
@@ -54,7 +54,7 @@ def run_coverage(
         raise DatasetError(f'{out} can not be made: {place} is no folder that can be written to')
     with _progress(console) as count:
         coverage = measure(paths, robot, settings, count, **options)
-        needs = compare_task(task, coverage, count, **options) if task is not None else None
+        needs = compare_task(task, coverage, count) if task is not None else None
     _print(console, coverage, needs, [str(path) for path in paths], str(task))
     out.mkdir(parents=True, exist_ok=True)
     write_report(out / REPORT, coverage, needs)

@@ -20,6 +20,7 @@ from decoupled_policy_ros.data.coverage.report import QUANTILES, share_of_range,
 from decoupled_policy_ros.data.coverage.task import AXES, TaskNeeds
 from decoupled_policy_ros.data.picture_text import literal
 from decoupled_policy_ros.errors import DatasetError
+from decoupled_policy_ros.files import replace_whole
 
 COLOURS = colormaps['viridis']
 BAR, LIMIT, TASK, QUIET = '#31688e', '#c0392b', '#e67e22', '0.55'
@@ -47,8 +48,10 @@ def draw(folder: Path, coverage: Coverage, task: TaskNeeds | None = None) -> lis
         FigureCanvasAgg(figure)
         picture(figure, coverage, task)
         path = folder / f'{name}.png'
+        partial = path.with_name(f'.{path.name}.part')
         try:
-            figure.savefig(path, dpi=_DPI)
+            figure.savefig(partial, format='png', dpi=_DPI)
+            replace_whole(partial, path)
         except OSError as error:
             raise DatasetError(f'{path} can not be written: {error}') from error
         paths.append(path)

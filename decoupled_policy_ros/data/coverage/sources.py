@@ -47,10 +47,9 @@ class MotionBlock:
 
 
 class CoverageSource(Protocol):
-    """Where blocks come from; `n_frames` is None where only reading them would tell."""
+    """Where blocks come from."""
 
     path: Path
-    n_frames: int | None
 
     def blocks(self) -> Iterator[MotionBlock]: ...
 
@@ -69,7 +68,7 @@ def open_source(
         options: of `open_demonstrations`: mapping, filter_key, every.
 
     Raises:
-        DatasetError: nothing there, or none of these.
+        DatasetError: nothing there, none of these, or an option that recordings have no use for.
         FingerprintMismatch: it is about another arm.
     """
     path = Path(path)
@@ -77,6 +76,11 @@ def open_source(
         raise DatasetError(f'{path} is an empty folder; valid: {KINDS}')
     is_dataset = (path / INFO_PATH).is_file()
     if not is_dataset and (path.suffix == SUFFIX or any(path.rglob(f'*{SUFFIX}'))) and path.exists():
+        useless = [f'{name} {value!r}' for name, value in options.items() if value not in (None, 1)]
+        if useless:
+            raise DatasetError(
+                f'{path} has recordings of motion, and {", ".join(useless)} is for datasets; leave it out'
+            )
         return RecordingSource(path, robot, rate_hz)
     return DatasetSource(path, robot, poses, options)
 
@@ -86,7 +90,6 @@ class RecordingSource:
 
     def __init__(self, path: Path, robot: RobotDescription, rate_hz: float):
         self.path = path
-        self.n_frames: int | None = None
         self._files = sorted(path.rglob(f'*{SUFFIX}')) if path.is_dir() else [path]
         self._robot, self._rate_hz = robot, rate_hz
         self._fingerprint = Fingerprint.of(robot, rate_hz)
@@ -128,7 +131,6 @@ class DatasetSource:
             what=f'dataset {path}',
             other_what=f'robot {robot.name!r}',
         )
-        self.n_frames: int | None = self._demonstrations.n_frames
 
     def blocks(self) -> Iterator[MotionBlock]:
         """Blocks of at most BLOCK_FRAMES; only two columns of the files are read.

@@ -106,7 +106,6 @@ def compare_task(
     path: str | Path,
     stage1: Coverage,
     progress: Callable[[int], None] = lambda frames: None,
-    **options: Any,
 ) -> TaskNeeds:
     """What the task demonstrated in `path` needs of Stage 1; of a dataset, the commanded poses.
 
@@ -115,6 +114,6 @@ def compare_task(
         FingerprintMismatch: they are about another arm.
     """
     needs = TaskNeeds(stage1)
-    source = open_source(path, stage1.robot, stage1.settings.rate_hz, 'commanded', **options)
+    source = open_source(path, stage1.robot, stage1.settings.rate_hz, 'commanded')
     needs.own.sources = [add_source(source, progress, needs.add)]
     return needs

@@ -10,8 +10,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from decoupled_policy_ros.data.bags.episodes import read_episode
+from decoupled_policy_ros.data.bags.episodes import PARTIAL, read_episode
 from decoupled_policy_ros.data.bags.reader import bag_summary, is_bag
+from decoupled_policy_ros.data.bags.unended import unended
 from decoupled_policy_ros.errors import DatasetError
 
 _LONGEST = 200  # characters of a value
@@ -39,6 +40,24 @@ def recordings_in(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     return sorted(entry for entry in path.iterdir() if is_bag(entry) and not entry.name.startswith('.'))
+
+
+def unfinished(path: Path) -> str:
+    """What is in a folder that no recorder has ended, and what helps; '' where there is nothing of the kind."""
+    if not path.is_dir():
+        return ''
+    partial = sorted(entry.name for entry in (path, *path.iterdir()) if PARTIAL.fullmatch(entry.name))
+    if partial:
+        return f'{path} has unfinished episodes only ({_list(partial)}); `decoupled-policy recover` completes them'
+    return unended(path)
+
+
+def recording_or_error(path: Path) -> dict[str, Any]:
+    """What a recording says of itself, or the `error` where it can't."""
+    try:
+        return recording_values(path)
+    except DatasetError as error:
+        return {'recording': str(path), 'error': str(error)}
 
 
 def recording_values(path: Path) -> dict[str, Any]:

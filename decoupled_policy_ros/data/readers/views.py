@@ -121,8 +121,9 @@ class Joined(_Episodes):
 class Decimated(_Episodes):
     """Every n-th frame: exact, no value is made up. An action is the command in force from that frame on.
 
-    Where the pose of the next frame stands for the command, it is that of the next frame that is kept. A gripper that
-    was commanded all the same keeps its command: fingers that an object stops never measure what they were told.
+    Where the pose of the next frame stands for the command, it is that of the next frame that is kept, and so is the
+    gripper of any action without a command for it; after the last frame it stays as it is. A gripper that was commanded
+    keeps its command: fingers that an object stops never measure what they were told.
 
     Raises:
         DatasetError: n is less than 1, or an episode would have no frames left.
@@ -178,18 +179,22 @@ class Decimated(_Episodes):
 
     def _sources(self, name: str) -> list[str]:
         """Columns of the faster dataset that a column is made of."""
-        if name != ACTION or not self._achieved:
+        if name != ACTION:
             return [name]
-        return [POSE, ACTION] if self._gripper_commanded else [POSE]
+        if self._achieved:
+            return [POSE, ACTION] if self._gripper_commanded else [POSE]
+        return [ACTION] if self._gripper_commanded else [POSE, ACTION]
 
     def _kept(self, name: str, rows: Rows, episode: int) -> NDArray[Any]:
-        length = self.lengths[episode]
-        if name != ACTION or not self._achieved:
-            return rows[name][:: self._n][:length]
-        actions = rows[POSE][:: self._n][1 : length + 1]
-        if self._gripper_commanded:
-            actions = actions.copy()
-            actions[:, GRIPPER] = rows[ACTION][:: self._n][:length, GRIPPER]
+        kept = {source: values[:: self._n] for source, values in rows.items()}
+        length, told = self.lengths[episode], self._gripper_commanded
+        if name != ACTION or (told and not self._achieved):
+            return kept[name][:length]
+        following = np.concatenate([kept[POSE][1:], kept[POSE][-1:]])[:length]
+        if self._achieved and not told:
+            return following
+        actions = (following if self._achieved else kept[ACTION]).copy()
+        actions[:, GRIPPER] = (kept[ACTION][:length] if told else following)[:, GRIPPER]
         return actions
 
 

@@ -253,6 +253,7 @@ class PolicyLoop(Exchangeable):
             return False
         try:
             under_way = self._begun(generation)
+            self._log.planning(now_ns)  # it may come to nothing before there is anything to plan
             prediction = self._planner.predict(observation, sample_ms, under_way, now_ns)
             return self._adopt(prediction, generation)
         except (InferenceError, ValueError) as error:

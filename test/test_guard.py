@@ -509,6 +509,23 @@ def test_a_capsule_on_a_link_that_is_not_there_is_refused():
         CollisionChecks(robot)
 
 
+@pytest.mark.parametrize('name', ['ur5e_sim', 'iiwa_sim', 'kinova3_sim'])
+def test_boxes_are_refused_for_an_arm_without_capsules(name):
+    robot, box = load_robot(name), Box('post', np.zeros(3), np.ones(3))
+    with pytest.raises(ConfigError, match=f"boxes post keep nothing out: '{robot.name}' has no capsules"):
+        Guard(robot, GuardSettings(boxes=(box,)))
+    assert Guard(robot, GuardSettings(IGNORED | {'boxes'}, boxes=(box,))).boxes == ()
+    assert Guard(robot).boxes == ()
+
+
+def test_capsules_that_do_not_move_keep_nothing_out_of_boxes():
+    fixed = tuple(c for c in ROBOT.collision.capsules if c.link.endswith(('link0', 'link1')))
+    robot = replace(ROBOT, collision=replace(ROBOT.collision, capsules=fixed))
+    assert fixed and CollisionChecks(robot).boxes == ()
+    with pytest.raises(ConfigError, match='no capsules on its moving links'):
+        CollisionChecks(robot, (Box('post', np.zeros(3), np.ones(3)),))
+
+
 @pytest.mark.parametrize('name', ['panda_sim', 'fr3'])
 def test_franka_arms_at_home_and_around_touch_nothing(name):
     robot = load_robot(name)

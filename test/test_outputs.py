@@ -23,7 +23,7 @@ from decoupled_policy_ros.nodes.actions import LatestGoal, control_action
 from decoupled_policy_ros.nodes.common import COMMAND, time_message
 from decoupled_policy_ros.nodes.gripper_output import GripperGoals, gripper_output
 from decoupled_policy_ros.nodes.joint_output import joint_trajectory_message, joint_trajectory_topic
-from decoupled_policy_ros.nodes.policy_settings import PolicySettings, policy_steering
+from decoupled_policy_ros.nodes.policy_settings import PolicySettings, loop_settings, policy_steering
 from decoupled_policy_ros.nodes.sim_commands import Commands, joint_motion
 from decoupled_policy_ros.robot.description import load_robot, robot_file
 from decoupled_policy_ros.robot.gripper import GripperAction
@@ -258,6 +258,35 @@ def test_joints_are_not_commanded_without_the_guard():
     settings = PolicySettings(guard=False, output='joint_trajectory')
     with pytest.raises(ConfigError, match='needs the guard'):
         policy_steering(ROBOT, settings, outputs, lambda: 0, CycleLog())
+
+
+@pytest.mark.parametrize(
+    ('values', 'reason'),
+    [
+        ({'spread_hold_m': 0.02}, 'spread_hold_m 0.02 needs samples of at least 2, got 1'),
+        ({'spread_slow_m': 0.02}, 'spread_slow_m 0.02 needs samples of at least 2, got 1'),
+        ({'ensemble': -0.5}, r'ensemble must be -1 \(off\), 0 or positive, got -0.5'),
+        ({'guard': False, 'guard_file': 'cell.yaml'}, "guard_file 'cell.yaml' needs the guard"),
+        ({'trajectory_action': True}, "needs output 'joint_trajectory' or 'both', got 'pose'"),
+    ],
+)
+def test_settings_that_nothing_would_come_of_are_refused(values, reason):
+    with pytest.raises(ConfigError, match=reason):
+        loop_settings(PolicySettings(**values), frozenset())
+
+
+@pytest.mark.parametrize(
+    'values',
+    [
+        {'spread_slow_m': 0.01, 'spread_hold_m': 0.02, 'samples': 2},
+        {'trajectory_action': True, 'output': 'none'},  # a dry run of what is to be commanded by the action
+        {'trajectory_action': True, 'shadow': True},
+        {'trajectory_action': True, 'output': 'both'},
+        {'guard': False, 'ensemble': 0.0},
+    ],
+)
+def test_settings_that_something_comes_of_are_taken(values):
+    assert loop_settings(PolicySettings(**values), frozenset()).lockstep is False
 
 
 @pytest.mark.parametrize('hold', [True, False])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.observation.streams import StreamBuffer
 from decoupled_policy_ros.runtime.chunks import Chunk
+from decoupled_policy_ros.runtime.cycles import FOLLOW, CycleLog, Start, Ticks, decisions_from_text
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.runtime.loop import PolicyLoop
 from decoupled_policy_ros.runtime.states import (
@@ -61,6 +62,7 @@ class Stage:
         self.now_ns = START_NS
         self.outputs = Outputs()
         self.failures: list[Exception] = []
+        self.logged: list[str] = []
         self.buffers = {spec.name: StreamBuffer(64) for spec in policy.contract.streams}
         self.specs = policy.contract.streams
         self.loop = PolicyLoop(
@@ -71,6 +73,7 @@ class Stage:
             LoopSettings(lockstep=False, control_rate_hz=20.0, gripper_hysteresis=0.2, seed=0, cores=cores),
             lambda name: '',
             self.failures.append,
+            log=CycleLog(self.logged.append),
         )
 
     def observe(self, skip: tuple[str, ...] = (), ahead_ns: int = 0) -> None:
@@ -139,6 +142,18 @@ def test_a_failed_loop_stays_failed_until_it_is_started_again(stage):
     wait_for(lambda: len(stage.outputs.chunks) > 1)
     stage.command(stage.tick())
     assert stage.loop.report()[0] == FOLLOWING
+
+
+def test_what_was_decided_before_a_failure_is_written_down(stage):
+    stage.loop.start(enabled=True)
+    stage.begin()
+    stage.outputs.broken = True
+    stage.tick()
+    wait_for(lambda: stage.failures)
+    decisions = [decision for text in stage.logged for decision in decisions_from_text(text)[1]]
+    commanded_ns = [stamp_ns for stamp_ns, _ in stage.outputs.commands]
+    assert commanded_ns and decisions[-2] == Ticks(FOLLOW, commanded_ns)
+    assert isinstance(decisions[-1], Start)
 
 
 def test_to_enable_what_is_enabled_already_changes_nothing(stage):

@@ -190,7 +190,13 @@ def test_a_wall_clock_that_was_set_back_is_a_fresh_start_for_the_guard_too(
 
 
 def test_a_configure_that_fails_leaves_no_subscription_behind(rclpy_context, task_folder):
-    overrides = {'task': str(task_folder), 'guard': False, 'spread_slow_m': 0.2, 'spread_hold_m': 0.1}
+    overrides = {
+        'task': str(task_folder),
+        'guard': False,
+        'samples': 2,
+        'spread_slow_m': 0.2,
+        'spread_hold_m': 0.1,
+    }
     node = PolicyNode(
         context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
     )
@@ -277,7 +283,7 @@ def test_a_configure_that_cannot_be_says_so_in_one_line(
             tmp_path, 'cameras', {'wrist': {'topic': 'wrist camera', 'frame': 'wrist'}}
         ),
     }[parameter]  # fmt: skip
-    overrides = {'task': str(task_folder), 'guard': False, parameter: value}
+    overrides = {'task': str(task_folder), 'guard': parameter == 'guard_file', parameter: value}
     node = PolicyNode(
         context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in overrides.items()]
     )

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_policy_loop import Stage, wait_for
+from test_policy_loop import START_NS, Stage, wait_for
 from told_policy import circle, save_told_policy
 
+from decoupled_policy_ros.errors import InferenceError
 from decoupled_policy_ros.observation.sampler import Observation, Sampler
 from decoupled_policy_ros.policy.checkpoint import load_policy
 from decoupled_policy_ros.replay import messages
@@ -49,11 +50,24 @@ class Swaying:
         return ''
 
 
+class Standing(Swaying):
+    """The same arm before it is told anything, heard once."""
+
+    def at(self, now_ns: int):
+        return super().at(START_NS)
+
+
 class JointStage(Stage):
     """A loop with the guard that commands joints too, or shadows, and takes down what it decides."""
 
     def __init__(
-        self, policy, shadow: bool, join: JoinSettings = JOIN, lockstep: bool = False, refusals: int = 0
+        self,
+        policy,
+        shadow: bool,
+        join: JoinSettings = JOIN,
+        lockstep: bool = False,
+        refusals: int = 0,
+        arm: type[Swaying] = Swaying,
     ) -> None:
         super().__init__(policy)
         self.lockstep = lockstep
@@ -63,7 +77,7 @@ class JointStage(Stage):
         self.motions: list[JointMotion] = []
         log = CycleLog(self.texts.append, lambda: {'quat_xyzw': None})
         clock = log.clock(lambda: self.now_ns)
-        joints = log.joints(Swaying())
+        joints = log.joints(arm())
         steering = assembled_steering(
             ROBOT,
             GuardSettings(),
@@ -114,6 +128,20 @@ class JointStage(Stage):
         self.tick()
         wait_for(lambda: len(self.outputs.chunks) > chunks)
         self.command(self.tick())
+
+
+class Broken(Engine):
+    """An engine whose first chunks are refused, as those that are not finite."""
+
+    def __init__(self, policy, refusals: int) -> None:
+        super().__init__(policy, STEPS)
+        self.refusals = refusals
+
+    def __call__(self, *arguments, **options):
+        if self.refusals:
+            self.refusals -= 1
+            raise InferenceError('the chunk is not finite')
+        return super().__call__(*arguments, **options)
 
 
 class Seen:
@@ -219,6 +247,22 @@ def test_whoever_gave_way_in_mid_motion_sends_no_way_to_rest_in_the_replay_eithe
 
 def test_where_time_waits_a_stay_after_a_refused_chunk_is_computed_again(task):
     stage = JointStage(load_policy(task, ROBOT), shadow=False, lockstep=True, refusals=2)
+    stage.loop.start(enabled=True)
+    try:
+        stage.observe()
+        stage.run(12)
+        assert stage.loop.report()[2]['rejected_chunks'] == '2' and stage.outputs.chunks
+        stage.enable(False)
+    finally:
+        stage.loop.stop()
+    require_the_same(stage, played(stage, task))
+
+
+def test_where_time_waits_a_stay_after_a_chunk_that_is_not_finite_is_computed_again(task):
+    """Nobody has looked where the arm is by then."""
+    policy = load_policy(task, ROBOT)
+    stage = JointStage(policy, shadow=False, lockstep=True, arm=Standing)
+    stage.loop.follow_task(Broken(policy, 2), Sampler(policy.contract, stage.buffers), lambda name: '')
     stage.loop.start(enabled=True)
     try:
         stage.observe()

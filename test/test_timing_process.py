@@ -79,7 +79,7 @@ def test_samples_that_lie_apart_are_said_and_held_against(cell, tmp_path):
     ('values', 'reason'),
     [
         (
-            {'spread_slow_m': 0.2, 'spread_hold_m': 0.1},
+            {'samples': 2, 'spread_slow_m': 0.2, 'spread_hold_m': 0.1},
             'spread_hold_m 0.1 must not be below spread_slow_m 0.2',
         ),
     ],

@@ -168,7 +168,12 @@ class PolicySettings:
 
 
 def loop_settings(settings: PolicySettings, cores: frozenset[int]) -> LoopSettings:
-    """How commands are streamed; `cores` are those of the loop's threads."""
+    """How commands are streamed; `cores` are those of the loop's threads.
+
+    Raises:
+        ConfigError: nothing would come of a setting.
+    """
+    _require_effect(settings)
     return LoopSettings(
         settings.lockstep, settings.control_rate_hz, settings.gripper_hysteresis, settings.seed, cores
     )
@@ -210,3 +215,21 @@ def policy_steering(
 def _guard_settings(settings: PolicySettings, robot: RobotDescription) -> GuardSettings:
     defaults = default_guard(robot, settings.output in IN_JOINTS)
     return read_guard_settings(settings.guard_file, defaults) if settings.guard_file else defaults
+
+
+def _require_effect(settings: PolicySettings) -> None:
+    """Refuse settings that nothing would come of: whoever sets one relies on it."""
+    for name in ('spread_slow_m', 'spread_hold_m'):
+        if getattr(settings, name) > 0.0 and settings.samples < 2:
+            raise ConfigError(
+                f'{name} {getattr(settings, name):g} needs samples of at least 2, got {settings.samples}'
+            )
+    if -1.0 < settings.ensemble < 0.0:
+        raise ConfigError(f'ensemble must be -1 (off), 0 or positive, got {settings.ensemble:g}')
+    if settings.guard_file and not settings.guard:
+        raise ConfigError(f'guard_file {settings.guard_file!r} needs the guard: set guard too, or no file')
+    # Without any output, or in shadow mode, the action is only named for when the arm is to be commanded.
+    if settings.trajectory_action and not settings.shadow and settings.output == 'pose':
+        raise ConfigError(
+            f'trajectory_action needs output {" or ".join(map(repr, IN_JOINTS))}, got {settings.output!r}'
+        )

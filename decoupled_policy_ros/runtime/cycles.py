@@ -167,12 +167,14 @@ class CycleLog:
         self._ticks = Ticks(FOLLOW, [])
         self._now_ns = self._read_ns = 0
         self._joints_ns: list[int | None] = []
+        self._joints: NotedJoints | None = None
         self._engine: Engine | None = None
         self._swap = -1
 
     def joints(self, joints: StampedJoints) -> NotedJoints:
         """The same joints; which are looked at is noted."""
-        return NotedJoints(joints, self._joints_ns)
+        self._joints = NotedJoints(joints, self._joints_ns)
+        return self._joints
 
     def clock(self, now_ns: Callable[[], int]) -> Callable[[], int]:
         """The same clock; what it says to somebody who starts afresh is noted."""
@@ -192,7 +194,7 @@ class CycleLog:
         self._read_ns = 0
 
     def planning(self, now_ns: int) -> int:
-        """A chunk is being planned as of now; gives back the time."""
+        """A chunk is being computed, or planned, as of now; gives back the time."""
         self._now_ns = now_ns
         self._joints_ns.clear()
         return now_ns
@@ -205,6 +207,8 @@ class CycleLog:
 
     def refused(self, engine: Engine, observation: Observation, reason: str, stays: bool) -> None:
         """A chunk is not followed; where it `stays`, a command to stay where the arm is may come of that."""
+        if stays and not self._joints_ns and self._joints is not None:
+            self._joints.at(self._now_ns)  # it was refused before anybody looked where the arm is
         joints_ns = list(self._joints_ns) if stays else []
         self._add(self._cycle(engine, observation, joints_ns, refused=reason))
         if len(self._pending) >= REFUSED:

@@ -211,6 +211,8 @@ class PolicyLoop(Exchangeable):
                         self._commander.come_to_rest(self._seen_ns, self._ticked.wait)
                 with suppress(Exception):
                     self._steering.reset()  # what nobody has heard yet must not be said later
+                with suppress(Exception):
+                    self._log.started()  # and what was decided last has to be written down all the same
                 self._commander.set_state(FAILED, f'{type(error).__name__}: {error}')
             self._on_failure(error)
         finally:
@@ -251,6 +253,7 @@ class PolicyLoop(Exchangeable):
             return False
         try:
             under_way = self._begun(generation)
+            self._log.planning(now_ns)  # it may come to nothing before there is anything to plan
             prediction = self._planner.predict(observation, sample_ms, under_way, now_ns)
             return self._adopt(prediction, generation)
         except (InferenceError, ValueError) as error:

@@ -9,7 +9,7 @@ import numpy as np
 import pinocchio as pin
 from numpy.typing import NDArray
 
-from decoupled_policy_ros.errors import RobotDescriptionError
+from decoupled_policy_ros.errors import ConfigError, RobotDescriptionError
 from decoupled_policy_ros.robot.description import RobotDescription
 from decoupled_policy_ros.robot.shapes import Box, Capsule
 
@@ -30,6 +30,7 @@ class CollisionChecks:
 
     Raises:
         RobotDescriptionError: a capsule is on a link that the model lacks.
+        ConfigError: there are boxes, and no capsule that could be held against them.
     """
 
     def __init__(
@@ -50,11 +51,17 @@ class CollisionChecks:
                 if not self._neighbours(joint_i, joint_j) and pair not in robot.collision.ignored_pairs:
                     self._geometry.addCollisionPair(pin.CollisionPair(i, j))
         self.boxes = (*robot.collision.boxes, *boxes) if with_boxes else ()
+        moving = [i for _, i, joint in capsules if joint > 1]
+        if self.boxes and not moving:  # they would be shown, and nothing would be kept out of them
+            names = ', '.join(box.name for box in self.boxes)
+            raise ConfigError(
+                f'boxes {names} keep nothing out: {robot.name!r} has no capsules on its moving links; add capsules '
+                "under collision: in the robot's file, or boxes to ignored_rules in the guard's"
+            )
         for box in self.boxes:
             index = self._add_box(box)
-            for _, i, joint in capsules:
-                if joint > 1:
-                    self._geometry.addCollisionPair(pin.CollisionPair(i, index))
+            for i in moving:
+                self._geometry.addCollisionPair(pin.CollisionPair(i, index))
         self._data = chain.model.createData()
         self._placed = self._geometry.createData()
         for request in self._placed.collisionRequests:

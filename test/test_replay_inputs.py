@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from decoupled_policy_ros.data.bags.reader import Bag
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.replay.inputs import Inputs
+from decoupled_policy_ros.replay.playback import Playback, _decide
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.cycles import Cycle
 
@@ -105,3 +108,19 @@ def test_after_a_clock_that_went_back_the_newer_of_two_messages_counts(tmp_path,
         played.take(len(again) - late)
         for each in parts[1]:
             played.decide(each, 0.01)
+
+
+def test_of_a_part_that_is_not_played_any_more_no_samples_are_kept(tmp_path):
+    cycles = [cycle(step) for step in range(1, 40)]
+    unknown = replace(cycles[-1], samples_ns={'touch': [stamp(1)]})
+    playback = Playback(starts_ns=[START_NS], broken={0})
+    with played_bag(tmp_path, [joints(stamp(step)) for step in range(40)], [[*cycles, unknown]]) as played:
+        player = SimpleNamespace(skills={'sha256': SimpleNamespace(inputs=played.inputs)})
+        played.take(1)
+        for each in cycles:
+            played.take(1)
+            assert _decide(playback, player, {}, START_NS, each, overdue=False)
+            kept_ns = played.inputs._there['proprioception']
+            assert len(kept_ns) <= 2 and len(played.inputs._joints) <= 1
+        assert _decide(playback, player, {}, START_NS, unknown, overdue=False)
+    assert playback.followed == 40 and not playback.played

@@ -102,6 +102,10 @@ def _decide(
         playback.refused += bool(decision.refused)
         if needed:
             _follow(playback, player, decision, missing)
+        elif decision.led_to_commands:
+            player.skills[decision.task_sha256].inputs.done(
+                decision
+            )  # else every sample up to the end is kept
     elif playback.part not in playback.broken:
         player.ticks(decision)
     return True

@@ -101,6 +101,21 @@ def test_what_is_dropped_while_its_change_waits_is_closed(cell, other):
     assert cell.topics == topics
 
 
+def test_what_is_overtaken_before_it_begins_is_closed(cell, other):
+    topics = cell.topics
+    cell.may_load.clear()
+    cell.ask('task', other)
+    wait_for(lambda: cell.loads == 1)
+    for _ in range(3):
+        cell.ask('task', other)  # each but the last is overtaken while the first is still being loaded
+    assert len(cell.tasks._candidates) == 2
+    cell.may_load.set()
+    cell.spin_until(lambda: cell.tasks.values()['task_swap'] == f'following task {str(other)!r}')
+    assert cell.loads == 2 and cell.tasks.values()['task_swaps'] == '1'
+    assert cell.tasks._candidates == []
+    assert cell.topics == topics
+
+
 def test_a_task_that_was_loaded_for_an_earlier_configuration_is_ignored(cell, other, monkeypatch):
     monkeypatch.setattr(policy_tasks, 'CLOSE_S', 0.05)
     first = cell.stage.loop.engine

@@ -2,18 +2,22 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bag_files import JOINTS, MS, ROBOT, START_NS, joint_positions, joints, write_bag
+from bag_files import JOINTS, MS, ROBOT, START_NS, joint_positions, joints, kind, write_bag
 
 from decoupled_policy_ros.data.bags.reader import Bag
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.replay.inputs import Inputs
+from decoupled_policy_ros.replay.log import Entry, RecordedLog
+from decoupled_policy_ros.replay.playback import Playback, _decide, play
 from decoupled_policy_ros.robot.kinematics import Kinematics
-from decoupled_policy_ros.runtime.cycles import Cycle
+from decoupled_policy_ros.runtime.cycles import Cycle, Start
 
 STATE = StreamSpec('proprioception', 'proprioception', (9,), 0.2)
 CONTRACT = ObservationContract(20.0, 2, (STATE,), 0.1)
@@ -105,3 +109,39 @@ def test_after_a_clock_that_went_back_the_newer_of_two_messages_counts(tmp_path,
         played.take(len(again) - late)
         for each in parts[1]:
             played.decide(each, 0.01)
+
+
+def test_of_a_part_that_is_not_played_any_more_no_samples_are_kept(tmp_path):
+    cycles = [cycle(step) for step in range(1, 40)]
+    unknown = replace(cycles[-1], samples_ns={'touch': [stamp(1)]})
+    playback = Playback(starts_ns=[START_NS], broken={0})
+    with played_bag(tmp_path, [joints(stamp(step)) for step in range(40)], [[*cycles, unknown]]) as played:
+        player = SimpleNamespace(skills={'sha256': SimpleNamespace(inputs=played.inputs)})
+        played.take(1)
+        for each in cycles:
+            played.take(1)
+            assert _decide(playback, player, {}, START_NS, each, overdue=False)
+            kept_ns = played.inputs._there['proprioception']
+            assert len(kept_ns) <= 2 and len(played.inputs._joints) <= 1
+        assert _decide(playback, player, {}, START_NS, unknown, overdue=False)
+    assert playback.followed == 40 and not playback.played
+
+
+def test_a_gap_in_the_log_breaks_the_part_that_it_is_in(tmp_path):
+    """The log runs ahead of the messages that its decisions wait for."""
+    topic, run = '/policy_node/cycles', {'settings': {}}
+    begin, again = (Start(now_ns, run) for now_ns in (1, 2))
+    log = RecordedLog(
+        topic, [Entry(START_NS, [begin, cycle(1)]), Entry(START_NS, [again]), Entry(START_NS, [], '3')], 0
+    )
+    text = kind('std_msgs/msg/String')('')
+    first = [(START_NS + i, topic, text) for i in range(3)]
+    states = [(START_NS + (i + 3) * MS, JOINTS, joints(stamp(i))) for i in range(2)]
+    with Bag(write_bag(tmp_path / 'bag', [*first, *states])) as bag:
+        inputs = Inputs(bag, ROBOT, CONTRACT, {}, JOINTS, log.parts)
+        skills = {'sha256': SimpleNamespace(inputs=inputs)}
+        followed = []
+        player = SimpleNamespace(skills=skills, start=lambda *_: None, cycle=followed.append)
+        playback = play(bag, log, player)
+    assert playback.played == 1 and followed == [cycle(1)]
+    assert playback.broken == {1} and 'messages 3 of' in playback.problems[0]

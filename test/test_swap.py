@@ -226,11 +226,12 @@ def test_the_newest_job_takes_the_place_of_those_before_it():
 
     background.submit(first)
     assert begun.wait(30)
-    background.submit(lambda job: done.append(('second', job.dropped)))
-    background.submit(lambda job: done.append(('third', job.dropped)))
+    second = background.submit(lambda job: done.append(('second', job.dropped)))
+    third = background.submit(lambda job: done.append(('third', job.dropped)))
     release.set()
     wait_for(lambda: len(done) == 2)
     assert done == [('first', True), ('third', False)]
+    assert second.overtaken and not third.overtaken
     assert len([t for t in threading.enumerate() if t.name == 'jobs']) == 1
     background.close(30)
     assert not [t for t in threading.enumerate() if t.name == 'jobs']

@@ -61,7 +61,7 @@ class PolicyTasks:
         self._node, self._now_ns, self._engine_of, self._report = node, now_ns, engine_of, report
         self._followed: Followed | None = None
         self._background: Background | None = None
-        self._pending: tuple[Job, Request] | None = None
+        self._pending: tuple[Job, Request, Inputs | None] | None = None
         self._candidates: list[Inputs] = []
         self._outcomes: deque[Outcome] = deque()
         self._examined: Request | None = None
@@ -180,7 +180,11 @@ class PolicyTasks:
             inputs = followed.inputs.succeeded_by(request.contract)  # it listens from now on
             self._candidates.append(inputs)
         job = background.submit(lambda job: self._work(job, request, followed, inputs))
-        self._pending, self._say = (job, request), f'loading {request}'
+        before, self._pending = self._pending, (job, request, inputs)
+        if before is not None and before[0].overtaken and before[2] is not None:
+            self._candidates.remove(before[2])  # no outcome will tell of it
+            before[2].close(self._all_inputs())
+        self._say = f'loading {request}'
         if inputs is not None:
             self._report()
 

@@ -171,6 +171,8 @@ class Inputs:
     def done(self, cycle: Cycle) -> None:
         """Drop what no later cycle asks for."""
         for name, stamps_ns in cycle.samples_ns.items():
+            if name not in self._sources:
+                continue  # a stream that the task lacks: nothing is kept of it
             self._sources[name].buffer.drop_before(stamps_ns[0])
             self._there[name] = {stamp for stamp in self._there[name] if stamp >= stamps_ns[0]}
         joints_ns = [stamp for stamp in cycle.joints_ns if stamp is not None]

@@ -43,6 +43,13 @@ class Playback:
         return len(self.starts_ns) - 1
 
 
+@dataclass(frozen=True)
+class Gap:
+    """Messages of the log that are missing; it waits its turn, for what comes before it may be of another part."""
+
+    messages: str
+
+
 def play(bag: Bag, log: RecordedLog, player: Player) -> Playback:
     """Play a recording; the player has the commands afterwards.
 
@@ -51,7 +58,7 @@ def play(bag: Bag, log: RecordedLog, player: Player) -> Playback:
     """
     playback = Playback()
     entries, before = deque(log.entries), log.before
-    waiting: deque[tuple[int, Decision]] = deque()
+    waiting: deque[tuple[int, Decision | Gap]] = deque()
 
     def decide(until_ns: int | None) -> None:
         while waiting:
@@ -71,7 +78,7 @@ def play(bag: Bag, log: RecordedLog, player: Player) -> Playback:
         else:
             entry = entries.popleft()
             if entry.gap:
-                _break(playback, f'messages {entry.gap} of {log.topic} are not in the recording')
+                waiting.append((entry.log_ns, Gap(f'messages {entry.gap} of {log.topic}')))
             waiting.extend((entry.log_ns, decision) for decision in entry.decisions)
         decide(message.log_ns)
     decide(None)
@@ -83,11 +90,13 @@ def _decide(
     player: Player,
     first: Mapping[str, Any],
     log_ns: int,
-    decision: Decision,
+    decision: Decision | Gap,
     overdue: bool,
 ) -> bool:
     """Make one decision; False if its messages have to be waited for."""
-    if isinstance(decision, Start):
+    if isinstance(decision, Gap):
+        _break(playback, f'{decision.messages} are not in the recording')
+    elif isinstance(decision, Start):
         playback.starts_ns.append(log_ns)
         player.start(decision, playback.part)
         changed = run_differences(_lasting(first), _lasting(decision.run))
@@ -102,6 +111,10 @@ def _decide(
         playback.refused += bool(decision.refused)
         if needed:
             _follow(playback, player, decision, missing)
+        elif decision.led_to_commands:
+            player.skills[decision.task_sha256].inputs.done(
+                decision
+            )  # else every sample up to the end is kept
     elif playback.part not in playback.broken:
         player.ticks(decision)
     return True

@@ -11,11 +11,15 @@ class Job:
 
     Args:
         work: is given this job, and looks at `dropped` where it can end early.
+
+    Attributes:
+        overtaken: it was dropped before it began, and never will.
     """
 
     def __init__(self, work: Callable[[Job], None]):
         self._work: Callable[[Job], None] | None = work
         self._dropped = threading.Event()
+        self.overtaken = False
 
     @property
     def dropped(self) -> bool:
@@ -82,6 +86,8 @@ class Background:
     def _drop(self) -> None:
         if self._newest is not None:
             self._newest.drop()
+        if self._next is not None:
+            self._next.overtaken = True
         self._next = None
 
     def _run(self) -> None:

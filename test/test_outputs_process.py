@@ -99,7 +99,6 @@ def test_a_dry_run_shows_what_it_would_do_and_commands_nothing(tmp_path):
 
 
 BAD = [
-    ({'output': 'joints'}, "'joints' is not one of pose, joint_trajectory, both, none"),
     ({'output': 'both', 'guard': False}, "output 'both' needs the guard"),
     (
         {'output': 'joint_trajectory', 'trajectory_action': True},

@@ -137,13 +137,22 @@ def read_settings(node: Node, settings: type[Settings]) -> Settings:
     """
     fields = dataclasses.fields(settings)  # type: ignore[arg-type]
     values = {field.name: node.get_parameter(field.name).value for field in fields}
-    for field in fields:
+    require_choices(settings, values)
+    return settings(**values)
+
+
+def require_choices(settings: type[Settings], values: Mapping[str, Any]) -> None:
+    """Refuse values of some parameters of `settings` that are none of their choices.
+
+    Raises:
+        ConfigError: there is one; the message names it and what is valid.
+    """
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         choices = field.metadata.get('choices')
-        if choices and values[field.name] not in choices:
+        if choices and field.name in values and values[field.name] not in choices:
             raise ConfigError(
                 f'parameter {field.name}: {values[field.name]!r} is not one of {", ".join(choices)}'
             )
-    return settings(**values)
 
 
 def read_robot(node: Node, name: str, timeout_s: float) -> RobotDescription:

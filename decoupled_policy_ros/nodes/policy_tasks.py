@@ -18,6 +18,7 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import String
 
 from decoupled_policy_ros.errors import ConfigError, DecoupledPolicyError
+from decoupled_policy_ros.nodes.common import require_choices
 from decoupled_policy_ros.nodes.policy_inputs import Inputs
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings
 from decoupled_policy_ros.nodes.task_requests import (
@@ -131,11 +132,10 @@ class PolicyTasks:
         if not self._setting:
             self._notice()  # it is examined beside what is followed now
         self._examined = None
-        for field in fields(PolicySettings):
-            choices = field.metadata.get('choices')
-            if choices and values.get(field.name, choices[0]) not in choices:
-                reason = f'{field.name}: {values[field.name]!r} is not one of {", ".join(choices)}'
-                return SetParametersResult(successful=False, reason=reason)
+        try:
+            require_choices(PolicySettings, values)
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
         if self._followed is None or self._setting or not values:
             return SetParametersResult(successful=True)
         fixed = sorted(values.keys() - set(LIVE))

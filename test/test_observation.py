@@ -57,6 +57,7 @@ def test_contract_round_trip_through_json():
             StreamSpec('proprioception', 'proprioception', (9,), 0.05),
         ),
         0.1,
+        (0.6, 0.0, -0.8, 0.0),
     )
     assert ObservationContract.from_dict(json.loads(json.dumps(original.to_dict()))) == original
     assert original.names == ('wrist', 'proprioception')
@@ -64,6 +65,12 @@ def test_contract_round_trip_through_json():
     assert original.offset_ns(1) == 50 * MS
     with pytest.raises(ConfigError, match=r"'agentview'.*wrist, proprioception"):
         original.stream('agentview')
+
+
+def test_a_contract_from_before_it_named_the_quaternion_is_read():
+    values = contract().to_dict()
+    del values['near_quat_xyzw']
+    assert ObservationContract.from_dict(values) == contract()
 
 
 @pytest.mark.parametrize(
@@ -101,6 +108,10 @@ def test_bad_stream_is_refused(fields, named):
         ({'streams': [{'name': 'a', 'kind': 'vector', 'shape': [1]}]}, 'max_age_s'),
         ({'streams': [{'name': 'a', 'kind': 'vector', 'shape': 9, 'max_age_s': 1}]}, 'shape must be a list'),
         ({'colour': 'red'}, 'colour'),
+        ({'near_quat_xyzw': [1.0, 1.0, 0.0, 0.0]}, 'norm 1'),
+        ({'near_quat_xyzw': [1.0, 0.0, 0.0]}, 'four numbers'),
+        ({'near_quat_xyzw': ['1', 0, 0, 0]}, 'four numbers'),
+        ({'near_quat_xyzw': 'home'}, 'four numbers'),
     ],
 )
 def test_bad_contract_is_refused(change, named):

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +268,31 @@ def test_a_dataset_of_another_arm_or_rate_is_refused_with_both_values(demonstrat
         load_demonstrations(task_config(demonstrations, None), 16, load_robot(robot), rate_hz)
     for value in (str(demonstrations), *values):
         assert value in str(caught.value)
+
+
+def turned_home(robot):
+    """The robot with a home whose hand is turned by a third of a turn, and whose quaternion is on the other side."""
+    return replace(robot, home_rad=robot.home_rad - np.eye(7)[3] * 2.0)
+
+
+def test_a_task_keeps_the_quaternion_that_it_was_trained_with(demonstrations, backbone, tmp_path):
+    train_task(task_config(demonstrations, backbone), tmp_path / 'task')
+    robot = load_robot('panda_sim')
+    contract = load_policy(tmp_path / 'task', robot, backbone).contract
+    seen = Dataset.open(demonstrations).column('observation.proprioception', 0)
+    joints = Dataset.open(demonstrations).column('observation.joint_positions', 0)
+    moved = turned_home(robot)
+    assert Proprioception(moved, Kinematics(moved))(joints[0])[3:7] @ seen[0, 3:7] < 0
+    kept = Proprioception(moved, Kinematics(moved), contract.near_quat_xyzw)
+    np.testing.assert_allclose(kept.many(joints), seen, atol=1e-6)
+
+
+def test_a_dataset_with_the_other_quaternions_is_refused(demonstrations):
+    moved = turned_home(load_robot('panda_sim'))
+    with pytest.raises(DatasetError, match=r'the first is 0, the quaternion.*another home_rad') as caught:
+        load_demonstrations(task_config(demonstrations, None), 16, moved, 20.0)
+    assert str(demonstrations) in str(caught.value)
+    load_demonstrations(task_config(demonstrations, None, vectors=['object_state']), 16, moved, 20.0)
 
 
 def test_a_backbone_of_another_arm_is_refused_before_training(demonstrations, backbone, tmp_path):

@@ -48,7 +48,8 @@ class StreamSpec:
 class ObservationContract:
     """What one observation consists of: `n_obs_steps` frames at `rate_hz`, each with every stream.
 
-    The samples of one frame may lie at most `max_skew_s` apart.
+    The samples of one frame may lie at most `max_skew_s` apart. Of the two quaternions of a rotation the one
+    nearer to `near_quat_xyzw` is seen; None, as in files older than this field: to that of the robot's home.
 
     Raises:
         ConfigError: a field is out of range, no stream is given, or a name comes twice.
@@ -58,6 +59,7 @@ class ObservationContract:
     n_obs_steps: int
     streams: tuple[StreamSpec, ...]
     max_skew_s: float
+    near_quat_xyzw: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         self.validate()
@@ -77,6 +79,11 @@ class ObservationContract:
         if not names or len(set(names)) != len(names):
             raise ConfigError(
                 f'observation contract: stream names must be given and differ, got {list(names)}'
+            )
+        near = self.near_quat_xyzw
+        if near is not None and not _is_unit_quaternion(near):
+            raise ConfigError(
+                f'observation contract: near_quat_xyzw must be four numbers of norm 1, or null, got {near!r}'
             )
 
     @property
@@ -116,7 +123,12 @@ class ObservationContract:
         Raises:
             ConfigError: a key is unknown or missing, or a value is out of range.
         """
+        if isinstance(values, Mapping):
+            values = {'near_quat_xyzw': None, **values}
         values = _fields_of(cls, values, 'observation contract')
+        near = values['near_quat_xyzw']
+        if isinstance(near, list):
+            values['near_quat_xyzw'] = tuple(near)
         if not isinstance(values['streams'], (list, tuple)):
             raise ConfigError(f'observation contract: streams must be a list, got {values["streams"]!r}')
         return cls(**{**values, 'streams': tuple(_stream_from_dict(stream) for stream in values['streams'])})
@@ -138,6 +150,11 @@ def _fields_of(cls: type, values: Mapping[str, Any], where: str) -> dict[str, An
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_unit_quaternion(values: Any) -> bool:
+    numbers = isinstance(values, tuple) and all(type(value) in (int, float) for value in values)
+    return numbers and len(values) == 4 and abs(math.hypot(*values) - 1.0) < 1e-6  # false for nan
 
 
 def _is_positive(value: Any) -> bool:

@@ -96,7 +96,7 @@ def stream_sources(
     Raises:
         ConfigError: the contract has a stream that this robot has no topic for, or of another size.
     """
-    proprioception = Proprioception(robot, Kinematics(robot))
+    proprioception = Proprioception(robot, Kinematics(robot), contract.near_quat_xyzw)
     sources = {}
     for spec in contract.streams:
         if spec.kind == 'image':

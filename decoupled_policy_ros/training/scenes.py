@@ -106,7 +106,7 @@ class Scene:
         self.sim, self.contract, self.n_execute = sim, contract, timing.n_execute
         self.joiner = Joiner(timing, join or JoinSettings())
         kinematics = Kinematics(sim.robot)
-        self.proprioception = Proprioception(sim.robot, kinematics)
+        self.proprioception = Proprioception(sim.robot, kinematics, contract.near_quat_xyzw)
         self.steering: Steering = Direct()
         if guard is not None:
             checks = Guard(sim.robot, guard)

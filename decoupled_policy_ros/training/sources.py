@@ -29,8 +29,10 @@ from decoupled_policy_ros.data.readers.opening import open_demonstrations
 from decoupled_policy_ros.data.readers.views import in_one, labels_of, only_successful
 from decoupled_policy_ros.errors import DatasetError
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
+from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
+from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.robot.poses import ACTION_DIM
 from decoupled_policy_ros.training.config import MotionSource, Stage1Config, Stage2Config
 from decoupled_policy_ros.training.memory import require_memory
@@ -265,7 +267,8 @@ def load_demonstrations(
 
     Raises:
         DatasetError: no dataset, a camera or column that it lacks, more pictures than memory holds, or several
-            instructions for one policy without language.
+            instructions for one policy without language; or it has of a rotation the quaternion on the other side
+            than this robot's home.
         FingerprintMismatch: its kinematics or rate are not the robot's.
     """
     dataset = open_dataset(config, robot)
@@ -291,6 +294,8 @@ def load_demonstrations(
     }
     for name in config.vectors:
         streams[name] = torch.from_numpy(dataset.column(f'observation.{name}')[:frames].astype(np.float32))
+    if 'proprioception' in streams:
+        _require_near_home(streams['proprioception'].numpy(), robot, config.dataset)
     return DemonstrationWindows(
         streams,
         torch.from_numpy(dataset.column('action')[:frames].astype(np.float32)),
@@ -299,6 +304,19 @@ def load_demonstrations(
         np.array([instructions.index(text) for text in said], np.int64),
         {'dataset': config.dataset.name, 'episodes': n, 'frames': frames} | _labels(dataset, n),
     )
+
+
+def _require_near_home(proprioception: NDArray[np.float32], robot: RobotDescription, path: Path) -> None:
+    near_quat_xyzw = Proprioception(robot, Kinematics(robot)).near_quat_xyzw
+    far = np.flatnonzero(
+        proprioception[:, 3:7] @ near_quat_xyzw < -1e-6
+    )  # those half a turn away lie on both sides
+    if len(far):
+        raise DatasetError(
+            f'{path}: in {len(far)} of {len(proprioception)} frames, the first is {far[0]}, the quaternion is the one '
+            f'farther from that of home_rad of robot {robot.name!r}: it was written with another home_rad; put that '
+            f'back, or write the dataset anew'
+        )
 
 
 def _labels(dataset: Demonstrations, n: int) -> dict[str, dict[str, int]]:
@@ -315,7 +333,9 @@ def _images(dataset: Demonstrations, camera: str, n: int, size: tuple[int, int] 
     return in_one(parts, int(dataset.lengths[:n].sum()))
 
 
-def contract_of(config: Stage2Config, streams: dict[str, Tensor], rate_hz: float) -> ObservationContract:
+def contract_of(
+    config: Stage2Config, streams: dict[str, Tensor], rate_hz: float, robot: RobotDescription
+) -> ObservationContract:
     """The observation contract that these demonstrations imply: what the policy must see when it runs."""
 
     def spec(name: str) -> StreamSpec:
@@ -324,6 +344,8 @@ def contract_of(config: Stage2Config, streams: dict[str, Tensor], rate_hz: float
         )
         return StreamSpec(name, kind, tuple(streams[name].shape[1:]), config.max_age_s)
 
-    return ObservationContract(
-        rate_hz, config.n_obs_steps, tuple(spec(name) for name in streams), config.max_skew_s
-    )
+    near_quat_xyzw = None
+    if 'proprioception' in streams:
+        near_quat_xyzw = tuple(Proprioception(robot, Kinematics(robot)).near_quat_xyzw.tolist())
+    specs = tuple(spec(name) for name in streams)
+    return ObservationContract(rate_hz, config.n_obs_steps, specs, config.max_skew_s, near_quat_xyzw)

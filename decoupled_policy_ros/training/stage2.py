@@ -63,7 +63,7 @@ def train_task(config: Stage2Config, out: Path, normal: bool = False) -> str:
     if backbone.sha256 is None:
         backbone.normaliser.fit(data.actions)
     _require_within_reach(backbone, data.actions, config)
-    task = _new_task(config, backbone, data)
+    task = _new_task(config, backbone, data, robot)
     before = weights_sha256(backbone)
     module = nn.ModuleDict({'task': task, 'backbone': backbone}) if normal else task
     module.to(optimisation.device)
@@ -189,8 +189,10 @@ def _require_within_reach(backbone: Backbone, actions: Tensor, config: Stage2Con
         )
 
 
-def _new_task(config: Stage2Config, backbone: Backbone, data: DemonstrationWindows) -> Task:
-    contract = contract_of(config, data.streams, backbone.fingerprint.rate_hz)
+def _new_task(
+    config: Stage2Config, backbone: Backbone, data: DemonstrationWindows, robot: RobotDescription
+) -> Task:
+    contract = contract_of(config, data.streams, backbone.fingerprint.rate_hz, robot)
     encoder = config.encoder.model_dump(exclude={'weights'})
     encoder['pretrained'] = config.encoder.weights is not None
     language = None

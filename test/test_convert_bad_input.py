@@ -186,6 +186,16 @@ def test_an_output_that_exists_is_refused_before_any_work(tmp_path):
     assert beside(tmp_path) == ['bag', 'out'] and beside(tmp_path / 'out') == []
 
 
+def test_a_folder_of_packed_files_alone_is_refused_with_what_helps(tmp_path):
+    folder = tmp_path / 'packed'
+    folder.mkdir()
+    (folder / 'packed_0.mcap.zstd').touch()
+    with pytest.raises(
+        DatasetError, match=r'packed_0\.mcap\.zstd but no .*`decoupled-policy recover` completes it'
+    ):
+        convert([folder], tmp_path / 'dataset', ConvertSettings('panda_sim'))
+
+
 def test_recordings_without_words_or_without_a_frame(tmp_path):
     bag = bag_with(tmp_path)
     with pytest.raises(DatasetError, match=r'does not say what was done: give --instruction'):

@@ -139,6 +139,16 @@ def test_an_attempt_takes_as_many_seconds_at_another_rate():
     assert task.steps_at(30.0) == task.max_steps * 3 // 2
 
 
+@pytest.mark.parametrize(('robot', 'rate_hz'), [('panda_sim', 30.0), ('panda_sim', 15.0), ('ur5e_sim', 60.0)])
+def test_every_step_takes_its_whole_period(robot, rate_hz):
+    sim = SimRobot('lift', load_robot(robot), cameras={}, rate_hz=rate_hz)
+    before_s = sim._data.time
+    for _ in range(20):
+        sim.step(sim.home_pose, -1.0)
+    assert sim._data.time - before_s == pytest.approx(20 / rate_hz, rel=1e-9)
+    assert 1.5e-3 < sim._model.opt.timestep < 2e-3
+
+
 def threads_of_blas() -> set[int]:
     return {pool['num_threads'] for pool in threadpoolctl.threadpool_info() if pool['user_api'] == 'blas'}
 

@@ -11,6 +11,9 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+#: Refused by launch before anything is started, where something else is asked for.
+SWITCH = ['true', 'false', 'True', 'False', '1', '0']
+
 ARGUMENTS = [
     DeclareLaunchArgument(
         'robot', default_value='panda_sim', description='Name in config/robots, or a YAML file.'
@@ -33,7 +36,10 @@ ARGUMENTS = [
         description='Silence since the last target from which on the arm comes to rest (s).',
     ),
     DeclareLaunchArgument(
-        'use_sim_time', default_value='false', description='Follow /clock, not the wall clock.'
+        'use_sim_time',
+        choices=SWITCH,
+        default_value='false',
+        description='Follow /clock, not the wall clock.',
     ),
     DeclareLaunchArgument('namespace', default_value='', description='Namespace of the arm and of the node.'),
 ]

@@ -10,6 +10,8 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 SHARE = FindPackageShare('decoupled_policy_ros')
+#: Refused by launch before anything is started, where something else is asked for.
+SWITCH = ['true', 'false', 'True', 'False', '1', '0']
 
 ARGUMENTS = [
     DeclareLaunchArgument(
@@ -25,7 +27,9 @@ ARGUMENTS = [
         description="Rate at which recordings are resampled: the policy's (Hz).",
     ),
     DeclareLaunchArgument('namespace', default_value='', description='Namespace of the node.'),
-    DeclareLaunchArgument('rviz', default_value='true', description='Start RViz with config/coverage.rviz.'),
+    DeclareLaunchArgument(
+        'rviz', choices=SWITCH, default_value='true', description='Start RViz with config/coverage.rviz.'
+    ),
 ]
 
 
@@ -58,4 +62,4 @@ def generate_launch_description() -> LaunchDescription:
         }.items(),
         condition=IfCondition(LaunchConfiguration('rviz')),
     )
-    return LaunchDescription([*ARGUMENTS, coverage, rviz])
+    return LaunchDescription([*ARGUMENTS, rviz, coverage])

@@ -8,17 +8,23 @@ fr3_arm_controller/joint_trajectory, the gripper's franka_gripper/gripper_action
 docs/outputs.md tells how to bring up the arm for each kind of output.
 """
 
+from pathlib import Path
+
 from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
+    EmitEvent,
     ExecuteProcess,
     GroupAction,
     IncludeLaunchDescription,
+    LogInfo,
     OpaqueFunction,
     RegisterEventHandler,
 )
 from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.events.process import ProcessExited
 from launch.launch_description_entity import LaunchDescriptionEntity
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
@@ -28,19 +34,26 @@ from launch_ros.substitutions import FindPackageShare
 
 SHARE = FindPackageShare('decoupled_policy_ros')
 
+#: Anything else is refused by launch before anything is started, and no arm moves by a misspelling.
+SWITCH = {'true': True, 'True': True, '1': True, 'false': False, 'False': False, '0': False}
+
 ARGUMENTS = [
     DeclareLaunchArgument(
         'dry_run',
+        choices=list(SWITCH),
         default_value='true',
-        description='Run the policy and publish ~/trajectory and ~/path, but command neither arm nor gripper.',
+        description='Run the policy and publish ~/trajectory and ~/path, but command neither arm nor gripper, nor ask '
+        'for what only that needs: control_msgs, the action of the gripper.',
     ),
     DeclareLaunchArgument(
         'shadow',
+        choices=list(SWITCH),
         default_value='false',
         description='Somebody else moves the arm: command nothing, say how far it is from where the policy would be.',
     ),
     DeclareLaunchArgument(
         'output',
+        choices=['joint_trajectory', 'pose', 'both'],
         default_value='joint_trajectory',
         description='What the arm is told unless it is a dry run: joint_trajectory; pose for CRISP; both.',
     ),
@@ -72,6 +85,7 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         'trajectory_action',
+        choices=list(SWITCH),
         default_value='false',
         description='Send FollowJointTrajectory goals, not messages: the controller says what went wrong.',
     ),
@@ -87,6 +101,7 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         'enabled',
+        choices=list(SWITCH),
         default_value='true',
         description='Begin right after activation; false: ~/enable is waited for.',
     ),
@@ -101,6 +116,7 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         'recover',
+        choices=list(SWITCH),
         default_value='false',
         description='First ask franka_ros2 for error recovery, as after a reflex; needs franka_msgs and ros2cli.',
     ),
@@ -108,27 +124,35 @@ ARGUMENTS = [
         'namespace', default_value='', description='Namespace of the arm and of the policy node.'
     ),
     DeclareLaunchArgument(
-        'use_sim_time', default_value='false', description='Follow /clock: the arm is simulated.'
+        'use_sim_time',
+        choices=list(SWITCH),
+        default_value='false',
+        description='Follow /clock: the arm is simulated.',
     ),
-    DeclareLaunchArgument('rviz', default_value='false', description='Start RViz with config/policy.rviz.'),
+    DeclareLaunchArgument(
+        'rviz', choices=list(SWITCH), default_value='false', description='Start RViz with config/policy.rviz.'
+    ),
 ]
 
 
-SWITCHES = {'true': True, 'false': False}
+def require(context: LaunchContext) -> None:
+    """Refuse what launch would pass over."""
+    if not Path(path := context.launch_configurations['params_file']).is_file():
+        raise RuntimeError(f'params_file must be a file, got {path!r}')
 
 
-def switch(asked: dict[str, str], name: str) -> bool:
-    """A launch argument that is true or false; anything else ends the launch, and no arm moves by a misspelling."""
-    try:
-        return SWITCHES[asked[name].lower()]
-    except KeyError:
-        raise RuntimeError(f'{name} must be true or false, got {asked[name]!r}') from None
+def recovered(event: ProcessExited, node: Node) -> list[LaunchDescriptionEntity]:
+    """What follows error recovery: the policy, or the end where that failed."""
+    if event.returncode == 0:
+        return [node]
+    reason = 'error recovery failed: the policy is not started'
+    return [LogInfo(msg=reason), EmitEvent(event=Shutdown(reason=reason))]
 
 
 def policy(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The policy node, and error recovery before it on request."""
     asked = context.launch_configurations
-    dry = switch(asked, 'dry_run')
+    dry = SWITCH[asked['dry_run']]
     names = ('robot', 'task', 'backbone', 'instruction', 'device', 'guard_file', 'missing_server')
     node = Node(
         package='decoupled_policy_ros',
@@ -142,19 +166,20 @@ def policy(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             asked['params_file'],
             {name: ParameterValue(asked[name], value_type=str) for name in names},
             {
-                name: switch(asked, name)
+                name: SWITCH[asked[name]]
                 for name in ('enabled', 'use_sim_time', 'trajectory_action', 'shadow')
             },
             {'output': 'none' if dry else asked['output'], 'gripper': 'auto' if dry else asked['gripper']},
             {'autostart': True, 'guard': True, 'lockstep': False},
         ],
     )
-    if not switch(asked, 'recover'):
+    if not SWITCH[asked['recover']]:
         return [node]
     server = '/'.join(['', *filter(None, asked['namespace'].split('/')), 'action_server/error_recovery'])
     goal = ['ros2', 'action', 'send_goal', server, 'franka_msgs/action/ErrorRecovery', '{}']
     recovery = ExecuteProcess(cmd=goal, output='screen')
-    return [RegisterEventHandler(OnProcessExit(target_action=recovery, on_exit=[node])), recovery]
+    follow = OnProcessExit(target_action=recovery, on_exit=lambda event, _: recovered(event, node))
+    return [RegisterEventHandler(follow), recovery]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -165,4 +190,6 @@ def generate_launch_description() -> LaunchDescription:
         [IncludeLaunchDescription(file, launch_arguments=arguments.items())],
         condition=IfCondition(LaunchConfiguration('rviz')),
     )
-    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=policy), rviz])
+    # The policy last: what ends the launch must not find it running, for launch would leave it behind.
+    functions = [OpaqueFunction(function=require), rviz, OpaqueFunction(function=policy)]
+    return LaunchDescription([*ARGUMENTS, *functions])

@@ -4,8 +4,10 @@ On a real arm:    ros2 launch decoupled_policy_ros policy.launch.py robot:=fr3 t
 In simulation:    ros2 launch decoupled_policy_ros policy.launch.py use_sim:=true
 """
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
@@ -14,6 +16,8 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 SHARE = FindPackageShare('decoupled_policy_ros')
+#: Refused by launch before anything is started, where something else is asked for.
+SWITCH = ['true', 'false', 'True', 'False', '1', '0']
 
 ARGUMENTS = [
     DeclareLaunchArgument(
@@ -37,22 +41,28 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         'autostart',
+        choices=SWITCH,
         default_value='true',
         description='Configure and activate at once; false: ros2 lifecycle does.',
     ),
     DeclareLaunchArgument(
         'enabled',
+        choices=SWITCH,
         default_value='true',
         description='Command right after activation; false: ~/enable is waited for.',
     ),
     DeclareLaunchArgument(
-        'guard', default_value='true', description='Check every chunk against the limits of the arm.'
+        'guard',
+        choices=SWITCH,
+        default_value='true',
+        description='Check every chunk against the limits of the arm.',
     ),
     DeclareLaunchArgument(
         'guard_file', default_value='', description="The guard's settings; empty: its defaults."
     ),
     DeclareLaunchArgument(
         'shadow',
+        choices=SWITCH,
         default_value='false',
         description='Somebody else moves the arm: command nothing, show where the policy would have gone.',
     ),
@@ -62,7 +72,10 @@ ARGUMENTS = [
         description="The policy node's other parameters.",
     ),
     DeclareLaunchArgument(
-        'use_sim', default_value='false', description='Start the simulated arm too, in step with the policy.'
+        'use_sim',
+        choices=SWITCH,
+        default_value='false',
+        description='Start the simulated arm too, in step with the policy.',
     ),
     DeclareLaunchArgument(
         'sim_task', default_value='lift', description='What to simulate, whatever the task is.'
@@ -74,14 +87,26 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         'use_sim_time',
+        choices=SWITCH,
         default_value=LaunchConfiguration('use_sim'),
         description='Follow /clock, not the wall clock.',
     ),
     DeclareLaunchArgument(
         'namespace', default_value='', description='Namespace of the arm and of the policy node.'
     ),
-    DeclareLaunchArgument('rviz', default_value='false', description='Start RViz with config/policy.rviz.'),
+    DeclareLaunchArgument(
+        'rviz', choices=SWITCH, default_value='false', description='Start RViz with config/policy.rviz.'
+    ),
 ]
+
+
+def require(context: LaunchContext) -> None:
+    """Refuse what launch would pass over, or find out once something runs, which it then leaves behind."""
+    asked = context.launch_configurations
+    if not Path(asked['params_file']).is_file():
+        raise RuntimeError(f'params_file must be a file, got {asked["params_file"]!r}')
+    if not asked['seed'].lstrip('-').isdigit():
+        raise RuntimeError(f'seed must be a whole number, got {asked["seed"]!r}')
 
 
 def value(name: str, kind: type) -> ParameterValue:
@@ -139,4 +164,5 @@ def generate_launch_description() -> LaunchDescription:
         use_sim_time=LaunchConfiguration('use_sim_time'),
         namespace=namespace,
     )
-    return LaunchDescription([*ARGUMENTS, policy, simulator, rviz])
+    # The policy last: what ends the launch must not find it running, for launch would leave it behind.
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=require), rviz, simulator, policy])

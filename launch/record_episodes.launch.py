@@ -1,13 +1,17 @@
 """Record demonstrations: cameras, joint states and commands, one rosbag2 folder per episode."""
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 SHARE = FindPackageShare('decoupled_policy_ros')
+#: Refused by launch before anything is started, where something else is asked for.
+SWITCH = ['true', 'false', 'True', 'False', '1', '0']
 
 ARGUMENTS = [
     DeclareLaunchArgument(
@@ -24,6 +28,7 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         'use_sim_time',
+        choices=SWITCH,
         default_value='false',
         description='Whether time comes from /clock, as with a simulator.',
     ),
@@ -37,6 +42,13 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument('namespace', default_value='', description='Namespace of the arm.'),
 ]
+
+
+def require(context: LaunchContext) -> None:
+    """Refuse what launch would pass over, or find out once something runs, which it then leaves behind."""
+    asked = context.launch_configurations
+    if not Path(asked['params_file']).is_file():
+        raise RuntimeError(f'params_file must be a file, got {asked["params_file"]!r}')
 
 
 def value(name: str, kind: type) -> ParameterValue:
@@ -65,4 +77,4 @@ def generate_launch_description() -> LaunchDescription:
             },
         ],
     )
-    return LaunchDescription([*ARGUMENTS, recorder])
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=require), recorder])

@@ -10,6 +10,9 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+#: Refused by launch before anything is started, where something else is asked for.
+SWITCH = ['true', 'false', 'True', 'False', '1', '0']
+
 
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments, start RViz."""
@@ -18,7 +21,9 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 'robot', default_value='panda_sim', description='Name in config/robots, or a YAML file.'
             ),
-            DeclareLaunchArgument('use_sim_time', default_value='true', description='Follow /clock.'),
+            DeclareLaunchArgument(
+                'use_sim_time', choices=SWITCH, default_value='true', description='Follow /clock.'
+            ),
             DeclareLaunchArgument('namespace', default_value='', description='Namespace of the arm.'),
             DeclareLaunchArgument(
                 'display', default_value='policy', description='What to show: a name of config/*.rviz.'
@@ -38,13 +43,17 @@ def rviz(context: LaunchContext) -> list[Node]:
     if not file.is_file():  # launch prints an exception as one line
         known = ', '.join(sorted(path.stem for path in (config / 'robots').glob('*.yaml')))
         raise RuntimeError(f'no robot {robot!r}: give a path to a .yaml file or one of {known}')
+    shown = config / f'{display}.rviz'
+    if not shown.is_file():
+        known = ', '.join(sorted(path.stem for path in config.glob('*.rviz')))
+        raise RuntimeError(f'no display {display!r}: give one of {known}')
     description = yaml.safe_load(file.read_text())
     return [
         Node(
             package='rviz2',
             executable='rviz2',
             namespace=LaunchConfiguration('namespace'),
-            arguments=['-d', str(config / f'{display}.rviz'), '-f', description['frames']['base']],
+            arguments=['-d', str(shown), '-f', description['frames']['base']],
             parameters=[
                 {'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'), value_type=bool)}
             ],

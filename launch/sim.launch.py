@@ -1,7 +1,9 @@
 """The simulated arm alone: robosuite behind the topics of a real robot."""
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
@@ -10,6 +12,8 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 SHARE = FindPackageShare('decoupled_policy_ros')
+#: Refused by launch before anything is started, where something else is asked for.
+SWITCH = ['true', 'false', 'True', 'False', '1', '0']
 
 ARGUMENTS = [
     DeclareLaunchArgument(
@@ -28,6 +32,7 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         'publish_images',
+        choices=SWITCH,
         default_value='true',
         description='Render the cameras; a recording of motion needs none.',
     ),
@@ -38,12 +43,24 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         'use_sim_time',
+        choices=SWITCH,
         default_value='true',
         description='Whether RViz follows /clock, which the simulator publishes.',
     ),
     DeclareLaunchArgument('namespace', default_value='', description='Namespace of the arm.'),
-    DeclareLaunchArgument('rviz', default_value='false', description='Start RViz with config/policy.rviz.'),
+    DeclareLaunchArgument(
+        'rviz', choices=SWITCH, default_value='false', description='Start RViz with config/policy.rviz.'
+    ),
 ]
+
+
+def require(context: LaunchContext) -> None:
+    """Refuse what launch would pass over, or find out once something runs, which it then leaves behind."""
+    asked = context.launch_configurations
+    if not Path(asked['params_file']).is_file():
+        raise RuntimeError(f'params_file must be a file, got {asked["params_file"]!r}')
+    if not asked['seed'].lstrip('-').isdigit():
+        raise RuntimeError(f'seed must be a whole number, got {asked["seed"]!r}')
 
 
 def value(name: str, kind: type) -> ParameterValue:
@@ -73,4 +90,4 @@ def generate_launch_description() -> LaunchDescription:
         }.items(),
         condition=IfCondition(LaunchConfiguration('rviz')),
     )
-    return LaunchDescription([*ARGUMENTS, simulator, rviz])
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=require), rviz, simulator])

@@ -7,6 +7,8 @@ With a keyboard: add device:=keyboard here, which leaves the operator out, and g
 (and -p use_sim_time:=true -p lockstep:=true where the arm is simulated, -r __ns:=/left where it has a namespace).
 """
 
+from pathlib import Path
+
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import (
@@ -30,6 +32,8 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 SHARE = FindPackageShare('decoupled_policy_ros')
+#: Refused by launch before anything is started, where something else is asked for.
+SWITCH = ['true', 'false', 'True', 'False', '1', '0']
 
 ARGUMENTS = [
     DeclareLaunchArgument(
@@ -47,11 +51,13 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         'joy_node',
+        choices=['auto', 'true', 'false'],
         default_value='auto',
         description='Start joy_node of the package joy: true, false, or auto: for device joy, where it is installed.',
     ),
     DeclareLaunchArgument(
         'record',
+        choices=SWITCH,
         default_value='true',
         description='Start the episode recorder too; buttons and keys call it.',
     ),
@@ -71,6 +77,7 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         'use_sim',
+        choices=SWITCH,
         default_value='false',
         description='Start the simulated arm too, in step with the operator.',
     ),
@@ -80,6 +87,7 @@ ARGUMENTS = [
     DeclareLaunchArgument('seed', default_value='0', description='Seed of the first simulated episode.'),
     DeclareLaunchArgument(
         'use_sim_time',
+        choices=SWITCH,
         default_value=LaunchConfiguration('use_sim'),
         description='Follow /clock, not the wall clock.',
     ),
@@ -87,6 +95,16 @@ ARGUMENTS = [
         'namespace', default_value='', description='Namespace of the arm and of the nodes.'
     ),
 ]
+
+
+def require(context: LaunchContext) -> None:
+    """Refuse what launch would pass over, or find out once something runs, which it then leaves behind."""
+    asked = context.launch_configurations
+    for name in ('params_file', 'recorder_params_file'):
+        if not Path(asked[name]).is_file():
+            raise RuntimeError(f'{name} must be a file, got {asked[name]!r}')
+    if not asked['seed'].lstrip('-').isdigit():
+        raise RuntimeError(f'seed must be a whole number, got {asked["seed"]!r}')
 
 
 def value(name: str, kind: type) -> ParameterValue:
@@ -111,8 +129,6 @@ def joy(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     asked, device, mapping = (
         context.launch_configurations[name] for name in ('joy_node', 'device', 'mapping')
     )
-    if asked not in ('auto', 'true', 'false'):
-        raise RuntimeError(f'joy_node must be auto, true or false, got {asked!r}')
     if asked == 'false' or (asked == 'auto' and (device != 'joy' or mapping == 'spacemouse')):
         return []
     try:
@@ -180,4 +196,6 @@ def generate_launch_description() -> LaunchDescription:
         ],
         condition=IfCondition(EqualsSubstitution(LaunchConfiguration('device'), 'keyboard')),
     )
-    return LaunchDescription([*ARGUMENTS, teleop, by_hand, OpaqueFunction(function=joy), recorder, simulator])
+    # The operator last: what ends the launch must not find it running, for launch would leave it behind.
+    others = [by_hand, OpaqueFunction(function=joy), recorder, simulator]
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=require), *others, teleop])

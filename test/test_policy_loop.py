@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from decoupled_policy_ros.errors import InferenceError
 from decoupled_policy_ros.observation.sampler import Sampler
 from decoupled_policy_ros.observation.streams import StreamBuffer
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.chunks import Chunk
 from decoupled_policy_ros.runtime.cycles import FOLLOW, CycleLog, Start, Ticks, decisions_from_text
 from decoupled_policy_ros.runtime.engine import Engine
+from decoupled_policy_ros.runtime.guard.guard import Guard
 from decoupled_policy_ros.runtime.loop import PolicyLoop
 from decoupled_policy_ros.runtime.states import (
     DISABLED,
@@ -24,7 +28,9 @@ from decoupled_policy_ros.runtime.states import (
     WAITING,
     LoopSettings,
 )
+from decoupled_policy_ros.runtime.steering import Guarded
 
+ROBOT = load_robot('panda_sim')
 MS = 1_000_000
 PERIOD_NS = 50 * MS
 START_NS = 1_000_000 * MS
@@ -58,7 +64,7 @@ class Outputs:
 class Stage:
     """A loop in real time at 20 commands a second, so that each tick of the test's clock is one command."""
 
-    def __init__(self, policy, cores: frozenset[int] = frozenset()) -> None:
+    def __init__(self, policy, cores: frozenset[int] = frozenset(), steering=None, lockstep=False) -> None:
         self.now_ns = START_NS
         self.outputs = Outputs()
         self.failures: list[Exception] = []
@@ -70,9 +76,12 @@ class Stage:
             Sampler(policy.contract, self.buffers),
             self.outputs,
             lambda: self.now_ns,
-            LoopSettings(lockstep=False, control_rate_hz=20.0, gripper_hysteresis=0.2, seed=0, cores=cores),
+            LoopSettings(
+                lockstep=lockstep, control_rate_hz=20.0, gripper_hysteresis=0.2, seed=0, cores=cores
+            ),
             lambda name: '',
             self.failures.append,
+            steering,
             log=CycleLog(self.logged.append),
         )
 
@@ -251,6 +260,39 @@ def test_a_clock_that_is_set_back_is_a_fresh_start(stage):
     first_ns = stage.begin()
     assert [chunk.observation_stamp_ns for chunk in stage.outputs.chunks][1:] == [first_ns]
     assert {stamp_ns for stamp_ns, _ in stage.outputs.commands} == {first_ns + PERIOD_NS}
+
+
+class AtHome:
+    """Joints that stay where they are."""
+
+    def positions(self, now_ns: int) -> NDArray[np.float64]:
+        return ROBOT.home_rad
+
+    def why_not(self, now_ns: int) -> str:
+        return ''
+
+
+def test_refusals_that_come_late_while_time_goes_on_by_itself_are_answered(small_policy):
+    """A simulator that nobody commands does not wait, not in lockstep either, until it hears a first command."""
+    kinematics = Kinematics(ROBOT)
+    steering = Guarded(Guard(ROBOT), kinematics, AtHome(), period_ns=None)
+    stage = Stage(small_policy, steering=steering, lockstep=True)
+
+    def refuse(*_):
+        if not stage.outputs.commands:
+            stage.tick()
+        raise InferenceError('this one leads nowhere')
+
+    stage.loop._planner.predict = refuse
+    stage.loop.start(enabled=True)
+    try:
+        stage.observe()
+        stage.tick()
+        ((_, pose),) = wait_for(lambda: list(stage.outputs.commands))
+        np.testing.assert_allclose(pose, kinematics.forward(ROBOT.home_rad), atol=1e-9)
+        assert stage.loop.report()[:2] == (HOLDING, 'this one leads nowhere')
+    finally:
+        stage.loop.stop()
 
 
 def test_the_pictures_of_the_next_observation_are_encoded_as_they_come(small_policy):

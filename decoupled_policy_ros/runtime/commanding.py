@@ -76,6 +76,7 @@ class Commander:
         self.chunk: Chunk | None = None
         self._refusal: Refusal | None = None
         self._refused_ns = self._rejected_frame_ns = 0
+        self._answered = False
         self._steering.reset(silently)
         self._latch.reset()
         self.statistics.interrupt()
@@ -108,6 +109,7 @@ class Commander:
     def reject(self, error: InferenceError | ValueError, frame_ns: int, now_ns: int) -> None:
         """What came of the frame of a stamp can't be followed."""
         self._refusal, self._refused_ns, self._rejected_frame_ns = error, now_ns, frame_ns
+        self._answered = False
 
     @property
     def stays(self) -> bool:
@@ -123,7 +125,7 @@ class Commander:
 
     def refuse(self, error: ObservationError, now_ns: int) -> None:
         """There is no valid observation."""
-        self._refusal, self._refused_ns = error, now_ns
+        self._refusal, self._refused_ns, self._answered = error, now_ns, False
         self.statistics.refusals[error.stream] += 1
 
     def await_frame(self) -> None:
@@ -143,7 +145,9 @@ class Commander:
         if chunk is not None and begun and now_ns < chunk.replan_stamp_ns:
             return self._follow(now_ns)
         if self._settings.lockstep:
-            if self._refusal is None or self._refused_ns < now_ns:
+            # Where nothing is commanded yet time may go on by itself, and every refusal come late.
+            late = self._refused_ns < now_ns and (chunk is not None or self._answered)
+            if self._refusal is None or late:
                 return False
         elif chunk is not None and begun and now_ns <= chunk.end_stamp_ns and not self._refused_since(chunk):
             self.statistics.bridged_ticks += 1
@@ -169,6 +173,7 @@ class Commander:
 
     def _hold(self, now_ns: int) -> bool:
         """Come to rest and stay there, and say why; before the first command there is nothing to hold."""
+        self._answered = True
         chunk_refused = self._refusal is not None and not isinstance(self._refusal, ObservationError)
         pose = self._steering.hold(now_ns, begin=self.stays and chunk_refused)
         if self.chunk is not None and now_ns > self.chunk.end_stamp_ns:

@@ -28,7 +28,6 @@ from decoupled_policy_ros.data.readers.interface import Demonstrations
 from decoupled_policy_ros.data.readers.opening import open_demonstrations
 from decoupled_policy_ros.data.readers.views import in_one, labels_of, only_successful
 from decoupled_policy_ros.errors import DatasetError
-from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
 from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
@@ -331,21 +330,3 @@ def _images(dataset: Demonstrations, camera: str, n: int, size: tuple[int, int] 
         return dataset.images(camera, None, size)
     parts = (dataset.images(camera, episode, size) for episode in range(n))
     return in_one(parts, int(dataset.lengths[:n].sum()))
-
-
-def contract_of(
-    config: Stage2Config, streams: dict[str, Tensor], rate_hz: float, robot: RobotDescription
-) -> ObservationContract:
-    """The observation contract that these demonstrations imply: what the policy must see when it runs."""
-
-    def spec(name: str) -> StreamSpec:
-        kind = (
-            'image' if name in config.cameras else 'proprioception' if name == 'proprioception' else 'vector'
-        )
-        return StreamSpec(name, kind, tuple(streams[name].shape[1:]), config.max_age_s)
-
-    near_quat_xyzw = None
-    if 'proprioception' in streams:
-        near_quat_xyzw = tuple(Proprioception(robot, Kinematics(robot)).near_quat_xyzw.tolist())
-    specs = tuple(spec(name) for name in streams)
-    return ObservationContract(rate_hz, config.n_obs_steps, specs, config.max_skew_s, near_quat_xyzw)

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from decoupled_policy_ros.errors import TrainingError
+from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
+from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.policy.checkpoint import find_model, load_backbone, save_backbone, save_task
 from decoupled_policy_ros.policy.encoders import ImageEncoder, VectorEncoder
 from decoupled_policy_ros.policy.language import INSTRUCTION, InstructionEncoder
 from decoupled_policy_ros.policy.policy import Backbone, Task
 from decoupled_policy_ros.robot.description import RobotDescription, load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
+from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.robot.poses import POSITION
 from decoupled_policy_ros.training.config import Stage2Config
 from decoupled_policy_ros.training.loop import Trainer
@@ -33,7 +36,6 @@ from decoupled_policy_ros.training.runs import (
 )
 from decoupled_policy_ros.training.sources import (
     DemonstrationWindows,
-    contract_of,
     load_demonstrations,
     open_dataset,
 )
@@ -192,7 +194,7 @@ def _require_within_reach(backbone: Backbone, actions: Tensor, config: Stage2Con
 def _new_task(
     config: Stage2Config, backbone: Backbone, data: DemonstrationWindows, robot: RobotDescription
 ) -> Task:
-    contract = contract_of(config, data.streams, backbone.fingerprint.rate_hz, robot)
+    contract = _contract_of(config, data.streams, backbone.fingerprint.rate_hz, robot)
     encoder = config.encoder.model_dump(exclude={'weights'})
     encoder['pretrained'] = config.encoder.weights is not None
     language = None
@@ -209,6 +211,24 @@ def _new_task(
         elif isinstance(stream, ImageEncoder) and config.encoder.weights is not None:
             stream.load_weights(config.encoder.weights)
     return task
+
+
+def _contract_of(
+    config: Stage2Config, streams: dict[str, Tensor], rate_hz: float, robot: RobotDescription
+) -> ObservationContract:
+    """The observation contract that these demonstrations imply: what the policy must see when it runs."""
+
+    def spec(name: str) -> StreamSpec:
+        kind = (
+            'image' if name in config.cameras else 'proprioception' if name == 'proprioception' else 'vector'
+        )
+        return StreamSpec(name, kind, tuple(streams[name].shape[1:]), config.max_age_s)
+
+    near_quat_xyzw = None
+    if 'proprioception' in streams:
+        near_quat_xyzw = tuple(Proprioception(robot, Kinematics(robot)).near_quat_xyzw.tolist())
+    specs = tuple(spec(name) for name in streams)
+    return ObservationContract(rate_hz, config.n_obs_steps, specs, config.max_skew_s, near_quat_xyzw)
 
 
 def _task_loss(

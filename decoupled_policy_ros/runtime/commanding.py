@@ -125,7 +125,7 @@ class Commander:
 
     def refuse(self, error: ObservationError, now_ns: int) -> None:
         """There is no valid observation."""
-        self._refusal, self._refused_ns, self._answered = error, now_ns, False
+        self._refusal, self._refused_ns = error, now_ns
         self.statistics.refusals[error.stream] += 1
 
     def await_frame(self) -> None:
@@ -145,9 +145,9 @@ class Commander:
         if chunk is not None and begun and now_ns < chunk.replan_stamp_ns:
             return self._follow(now_ns)
         if self._settings.lockstep:
-            # Where nothing is commanded yet time may go on by itself, and every refusal come late.
-            late = self._refused_ns < now_ns and (chunk is not None or self._answered)
-            if self._refusal is None or late:
+            # Where nothing is commanded yet time may go on by itself, and every chunk be refused too late.
+            unanswered = chunk is None and self._chunk_refused and not self._answered
+            if self._refusal is None or (self._refused_ns < now_ns and not unanswered):
                 return False
         elif chunk is not None and begun and now_ns <= chunk.end_stamp_ns and not self._refused_since(chunk):
             self.statistics.bridged_ticks += 1
@@ -157,6 +157,10 @@ class Commander:
     def come_to_rest(self, since_ns: int, wait: Callable[[float], object]) -> None:
         """Command the way to rest from the last command, at a time, on; see `stopping.come_to_rest`."""
         come_to_rest(self._now_ns, since_ns, self._steering.hold, self._publish, wait)
+
+    @property
+    def _chunk_refused(self) -> bool:
+        return self._refusal is not None and not isinstance(self._refusal, ObservationError)
 
     def _refused_since(self, chunk: Chunk) -> bool:
         """Whether the chunk that should follow this one has been refused an observation."""
@@ -174,8 +178,7 @@ class Commander:
     def _hold(self, now_ns: int) -> bool:
         """Come to rest and stay there, and say why; before the first command there is nothing to hold."""
         self._answered = True
-        chunk_refused = self._refusal is not None and not isinstance(self._refusal, ObservationError)
-        pose = self._steering.hold(now_ns, begin=self.stays and chunk_refused)
+        pose = self._steering.hold(now_ns, begin=self.stays and self._chunk_refused)
         if self.chunk is not None and now_ns > self.chunk.end_stamp_ns:
             self.statistics.underruns += 1
             self.chunk = None

@@ -191,5 +191,6 @@ def generate_launch_description() -> LaunchDescription:
         condition=IfCondition(LaunchConfiguration('rviz')),
     )
     # The policy last: what ends the launch must not find it running, for launch would leave it behind.
-    functions = [OpaqueFunction(function=require), rviz, OpaqueFunction(function=policy)]
-    return LaunchDescription([*ARGUMENTS, *functions])
+    return LaunchDescription(
+        [*ARGUMENTS, OpaqueFunction(function=require), rviz, OpaqueFunction(function=policy)]
+    )

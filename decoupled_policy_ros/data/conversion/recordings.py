@@ -25,16 +25,14 @@ def expand(paths: list[Path]) -> tuple[list[Path], list[str]]:
         if is_bag(path) or not path.is_dir() or recording_files(path):
             found.append(path)  # what is no bag after all is refused when it is opened
             continue
-        reason_here = unended(path)  # of packed files, which nobody reads as they are
         reasons = {entry: _unusable(entry) for entry in sorted(path.iterdir())}
         unusable = [reason for reason in reasons.values() if reason]
         inside = [entry for entry, reason in reasons.items() if reason == '' and is_bag(entry)]
-        if not inside and reason_here:
-            raise DatasetError(reason_here)
         if not inside:
-            raise DatasetError(
-                f'{path} is no bag and has none in it' + ''.join(f'; {reason}' for reason in unusable[:1])
+            nothing = f'{path} is no bag and has none in it' + ''.join(
+                f'; {reason}' for reason in unusable[:1]
             )
+            raise DatasetError(unended(path) or nothing)  # packed files have their reason
         found += inside
         left_out += unusable
     places = [path.resolve() for path in found]

@@ -102,7 +102,7 @@ def evaluate(
         raise ConfigError('no task is given; name some after --task, such as lift')
     if options.films < 0:
         raise ConfigError(f'films must be at least 0, got {options.films}')
-    tasks = [name for given in task for name in expanded(given)]
+    tasks = expanded(task)
     asked: dict[str, Any] = {
         'checkpoint': options.checkpoint,
         'episodes': options.episodes,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
+from tiny_sentences import save_sentence_model
 
 from decoupled_policy_ros import cli
 from decoupled_policy_ros.data.motions.motions import MotionWriter, synth_motions
@@ -17,10 +19,12 @@ from decoupled_policy_ros.policy.backbones import DPMLPSize
 from decoupled_policy_ros.policy.checkpoint import find_model, read_header, save_backbone
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
+from decoupled_policy_ros.training.evaluation import wilson_interval
 from decoupled_policy_ros.training.network import DEFAULT_BACKBONE, new_backbone
+from decoupled_policy_ros.training.scenes import EpisodeResult
 from decoupled_policy_ros.training.study import load_study, publish, require_place, run_studies
 from decoupled_policy_ros.training.study.config import merged
-from decoupled_policy_ros.training.study.job_kinds import Cell, DemonstrationsJob, Stage1Job, _begin
+from decoupled_policy_ros.training.study.job_kinds import Cell, DemonstrationsJob, Stage1Job, _begin, _pooled
 from decoupled_policy_ros.training.study.jobs import plan
 from decoupled_policy_ros.training.study.run import _planned, _wanted
 from decoupled_policy_ros.training.study.tables import Row, insert_table, table, write_results
@@ -306,7 +310,12 @@ def test_motion_for_stage_1_is_made_before_the_backbone_that_reads_it(tmp_path):
     config = study_file(tmp_path / 'a.yaml', tmp_path / 'demos', recipes=recipes, motions=motions, seeds=[0])
     jobs, _ = plan(load_study(config), tmp_path / 'out')
     assert [type(job) for job in jobs] == [DemonstrationsJob, DemonstrationsJob, Stage1Job, Cell]
-    assert (jobs[0].folder, jobs[0].task, jobs[0].robot, jobs[0].episodes) == (other, 'stack', 'ur5e_sim', 2)
+    assert (jobs[0].folder, jobs[0].tasks, jobs[0].robot, jobs[0].episodes) == (
+        other,
+        ('stack',),
+        'ur5e_sim',
+        2,
+    )
     assert jobs[2].inputs == (other,)
 
 
@@ -459,6 +468,58 @@ def test_the_best_weights_of_normal_training_are_evaluated_and_a_lost_report_is_
     assert cell.done and cell.outcome['task_sha256'] == sha256
 
 
+def test_one_policy_of_a_study_may_do_several_tasks(tmp_path):
+    """Told apart by the instruction, in one scene: each is evaluated with its own, and the row counts all episodes."""
+    model = save_sentence_model(tmp_path / 'sentences')
+    both = ['lift_red', 'lift_green']
+    tasks = {'two cubes': {'task': both, 'dataset': str(tmp_path / 'demos'), 'demonstrations': 1}}
+    stage2 = values('')['stage2'] | {'language': {'model': str(model), 'feature_dim': 4}}
+    rollouts = {'episodes': 2, 'max_steps': 3}
+    recipes = {'random': {'train': 'random'}}
+    file = study_file(
+        tmp_path / 'a.yaml', '', tasks=tasks, stage2=stage2, rollouts=rollouts, recipes=recipes, seeds=[0]
+    )
+    study = load_study(file)
+    cells = run_studies([study], tmp_path / 'out')['small']
+    (cell,) = cells.values()
+    outcome = cell.outcome
+    assert [(r['task'], r['seed']) for r in outcome['results']] == [
+        (t, seed) for t in both for seed in (0, 1)
+    ]
+    assert outcome['episodes'] == 4 and all(r['chunks'] for r in outcome['results'])
+    reports = json.loads((cell.folder / 'evaluation.json').read_text())['reports']
+    assert [report['task'] for report in reports] == both
+    assert '| two cubes | DP-MLP | random |' in write_results(study, cells, tmp_path / 'results')
+
+    DemonstrationsJob(tmp_path / 'demos', ('lift_green', 'lift_red'), 1, 'panda_sim').require_wanted()
+    with pytest.raises(ConfigError, match='and 2 demonstrations of lift_red by panda_sim'):
+        DemonstrationsJob(tmp_path / 'demos', ('lift_red',), 2, 'panda_sim').require_wanted()
+
+
+def test_reports_of_several_tasks_are_pooled_by_their_episodes_and_chunks():
+    episodes = [
+        asdict(EpisodeResult(seed, success, 9, chunks, torn))
+        for seed, success, chunks, torn in ((0, True, 10, 1), (1, False, 30, 7))
+    ]
+    alone = _pooled([{'task': 'lift', 'results': episodes}])
+    assert alone['results'] == episodes and (alone['successes'], alone['episodes']) == (1, 2)
+    assert alone['torn_chunks'] == 8 / 40
+    two = _pooled([{'task': 'lift', 'results': episodes}, {'task': 'stack', 'results': episodes[:1]}])
+    assert (two['successes'], two['episodes'], two['torn_chunks']) == (2, 3, 9 / 50)
+    assert two['wilson_95'] == wilson_interval(2, 3)
+    assert [result['task'] for result in two['results']] == ['lift', 'lift', 'stack']
+
+
+def test_a_study_of_a_benchmark_has_one_policy_for_all_its_tasks(tmp_path):
+    tasks = {'libero_goal': {'dataset': 'libero_goal'}}
+    recipes = {'n': {'train': 'normal'}}
+    path = study_file(tmp_path / 'a.yaml', '', tasks=tasks, rollouts={}, recipes=recipes, seeds=[0])
+    _, cells = plan(load_study(path), tmp_path / 'out')
+    (cell,) = cells.values()
+    assert cell.tasks == tuple(f'libero_goal/{number}' for number in range(10))
+    assert (cell.rollouts.checkpoint, cell.rollouts.episodes) == ('last', 50)
+
+
 def test_studies_extend_what_they_have_in_common(tmp_path):
     common = values(tmp_path / 'demos')
     del common['name'], common['title']
@@ -491,7 +552,7 @@ def test_the_documents_tables_are_those_of_the_raw_outcomes():
         ]
         for outcome in (outcome for row in rows for outcome in row.done):
             assert outcome['successes'] == sum(result['success'] for result in outcome['results'])
-            assert outcome['episodes'] == len({result['seed'] for result in outcome['results']})
+            assert outcome['episodes'] == len({(r.get('task'), r['seed']) for r in outcome['results']})
         assert f'<!-- study {study.name} -->\n{table(study, rows)}<!-- end -->\n' in document
 
 

@@ -38,9 +38,10 @@ from decoupled_policy_ros.training.config import Optimisation, Stage1Config, Val
 from decoupled_policy_ros.training.loop import CHECKPOINT, Trainer
 from decoupled_policy_ros.training.rollout import checkpoint_folder
 from decoupled_policy_ros.training.runs import weights_sha256
+from decoupled_policy_ros.training.scenes import EpisodeResult
 from decoupled_policy_ros.training.stage1 import train_stage1
 from decoupled_policy_ros.training.stage2 import train_task
-from decoupled_policy_ros.training.validation import HeldOut
+from decoupled_policy_ros.training.validation import VALIDATION_SCENES, HeldOut
 
 demonstrations = test_training.demonstrations
 backbone = test_training.backbone
@@ -265,9 +266,37 @@ def test_the_best_weights_by_rollouts(demonstrations, backbone, tmp_path, monkey
 
 
 @pytest.mark.sim
+def test_the_best_weights_may_be_those_that_succeed_most_often_in_several_tasks(
+    demonstrations, backbone, tmp_path, monkeypatch
+):
+    """Three episodes of two tasks each, of which all of one succeed: half."""
+    validation = {'every': 2, 'task': ['lift', 'lift_red'], 'episodes': 3}
+    loop = LOOP | {'steps': 2}
+    config = task_config(
+        demonstrations, backbone, vectors=['proprioception'], optimisation=loop, validation=validation
+    )
+    played = []
+
+    def run_all(self, seeds):
+        played.append((self.task.name, seeds))
+        return [EpisodeResult(seed, self.task.name == 'lift', 1) for seed in seeds]
+
+    monkeypatch.setattr(rollout.Rollout, 'run_all', run_all)
+    train_task(config, tmp_path)
+    scenes = range(VALIDATION_SCENES, VALIDATION_SCENES + 3)
+    assert played == [('lift', scenes), ('lift_red', scenes)]
+    note = read_header(tmp_path / 'best')['provenance']['validation']
+    assert note == {'step': 2, 'score': 0.5, 'seed': 0, **validation}
+
+
+@pytest.mark.sim
 @pytest.mark.parametrize(
     ('task', 'message'),
-    [('liftt', "unknown simulated task 'liftt'"), ('mimicgen/stack_d1', 'NVlabs/mimicgen')],
+    [
+        (['liftt', 'lift'], "unknown simulated task 'liftt'"),
+        ('liftt', "unknown simulated task 'liftt'"),
+        ('mimicgen/stack_d1', 'NVlabs/mimicgen'),
+    ],
 )
 def test_a_validation_that_can_not_work_is_refused_before_any_training(
     demonstrations, backbone, tmp_path, monkeypatch, task, message

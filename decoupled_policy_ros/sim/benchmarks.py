@@ -111,11 +111,13 @@ def common_protocol(names: Sequence[str]) -> Protocol:
     return next(iter(protocols))
 
 
-def expanded(name: str) -> list[str]:
-    """All tasks of a suite for 'mimicgen' or 'libero_...'; any other name as it is."""
-    if name == 'mimicgen':
-        return [f'mimicgen/{task}' for task in MIMICGEN]
-    return [f'{name}/{number}' for number in range(LIBERO_TASKS)] if name in LIBERO_STEPS else [name]
+def expanded(names: str | Sequence[str]) -> tuple[str, ...]:
+    """The tasks that a name, or each of several, stands for: a benchmark's all of its tasks, any other itself."""
+    if not isinstance(names, str):
+        return tuple(task for name in names for task in expanded(name))
+    if names == 'mimicgen':
+        return tuple(f'mimicgen/{task}' for task in MIMICGEN)
+    return tuple(f'{names}/{number}' for number in range(LIBERO_TASKS)) if names in LIBERO_STEPS else (names,)
 
 
 def benchmark_task(name: str) -> SimTask:

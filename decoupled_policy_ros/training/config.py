@@ -72,8 +72,12 @@ class ValidationConfig(_Strict):
     """Which weights are the best; exactly one of task and held_out."""
 
     every: PositiveInt = Field(description='steps between two validations')
-    task: str | None = Field(default=None, description='simulated task: the best succeed most often')
-    episodes: PositiveInt = Field(default=20, description='of the simulated task')
+    task: str | list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description='simulated task, a benchmark, or several: the best succeed most often',
+    )
+    episodes: PositiveInt = Field(default=20, description='of each simulated task')
     held_out: float | None = Field(
         default=None, gt=0, lt=1, description='share of the demonstrations: the best predict these best'
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 from decoupled_policy_ros.training.config import Stage2Config, ValidationConfig
 
 if TYPE_CHECKING:
-    from decoupled_policy_ros.training.rollout import Rollout
+    from decoupled_policy_ros.training.rollout import Evaluation, Rollout
 
 #: Scenes of validation start here, far from the small seeds that evaluations count up from, and from the numbers of
 #: LIBERO's fixed starts.
@@ -82,7 +82,7 @@ class Validator(ABC):
 
 
 class Rollouts(Validator):
-    """Share of successful episodes in the simulator, always from the same scenes and with the same noise.
+    """Share of successful episodes in the simulator, of all tasks, always from the same scenes and with the same noise.
 
     Args:
         config: of training.
@@ -100,13 +100,14 @@ class Rollouts(Validator):
         out: Path,
         write: Write,
     ):
+        from decoupled_policy_ros.sim.benchmarks import expanded
         from decoupled_policy_ros.training.rollout import Arms
 
         super().__init__(validation, out / 'best', write)
         assert validation.task is not None
         # A backbone without a file of its own lies beside the task's.
         frozen = config.backbone if isinstance(config.backbone, str) else None
-        self.task, self.robot, self.backbone = validation.task, config.robot, frozen
+        self.tasks, self.robot, self.backbone = expanded(validation.task), config.robot, frozen
         first = VALIDATION_SCENES + validation.seed
         self.seeds = range(first, first + validation.episodes)
         self.denoising_steps = min(DENOISING_STEPS, training_steps)
@@ -121,23 +122,30 @@ class Rollouts(Validator):
         super().prepare()
         for left in self.out.glob(f'{SCRATCH}*'):
             shutil.rmtree(left, ignore_errors=True)
-        with self._rollout():
-            pass
+        with self._specs() as specs:
+            for spec in specs:
+                self._rollout(spec)
 
     def score(self) -> float:
-        with self._rollout() as rollout:
-            results = list(rollout.run_all(self.seeds))
+        with self._specs() as specs:
+            results = [result for spec in specs for result in self._rollout(spec).run_all(self.seeds)]
         return sum(result.success for result in results) / len(results)
 
     @contextmanager
-    def _rollout(self) -> Iterator[Rollout]:
-        """The weights as they stand, with a simulated arm."""
-        from decoupled_policy_ros.training.rollout import Evaluation, Rollout
+    def _specs(self) -> Iterator[list[Evaluation]]:
+        """The weights as they stand, in each task."""
+        from decoupled_policy_ros.training.rollout import Evaluation
 
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=self.out) as folder:
             self.write(Path(folder), {})
-            spec = Evaluation(folder, self.task, self.backbone, self.robot, self.denoising_steps)
-            yield Rollout(spec, arms=self.arms)
+            given = self.backbone, self.robot, self.denoising_steps
+            yield [Evaluation(folder, task, *given) for task in self.tasks]
+
+    def _rollout(self, spec: Evaluation) -> Rollout:
+        """A simulated arm before the policy."""
+        from decoupled_policy_ros.training.rollout import Rollout
+
+        return Rollout(spec, arms=self.arms)
 
     def is_best(self, score: float, earlier: Sequence[float]) -> bool:
         return score >= max(earlier, default=score)

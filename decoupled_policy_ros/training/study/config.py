@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from decoupled_policy_ros.errors import ConfigError
-from decoupled_policy_ros.sim.benchmarks import Protocol, protocol
+from decoupled_policy_ros.sim.benchmarks import Protocol, common_protocol
 from decoupled_policy_ros.training.config import read_mapping, validated
 
 Values = dict[str, Any]
@@ -34,15 +35,16 @@ class StudyTask(Choice):
     """A simulated task and its demonstrations.
 
     Attributes:
-        task: of the simulator; the key of this entry by default.
+        task: of the simulator, or several that one policy does, told apart by the instruction; the name of a benchmark
+            stands for all of its tasks. The key of this entry by default.
         dataset: folder of the demonstrations.
-        demonstrations: so many are made by the scripted expert where the folder is missing.
+        demonstrations: so many of each task are made by the scripted expert where the folder is missing.
         images: make them with both cameras.
         robot: that does the task.
         words: values for `{word}` in any text of the configurations, besides {dataset} and {task}.
     """
 
-    task: str | None = None
+    task: str | list[str] | None = Field(default=None, min_length=1)
     dataset: Path
     demonstrations: PositiveInt | None = None
     images: bool = False
@@ -96,13 +98,13 @@ class Rollouts(_Strict):
     sampler: str | None = None
     checkpoint: Literal['last', 'best'] | None = None
 
-    def of(self, task: str) -> Protocol:
-        """How the policies of a simulated task are evaluated.
+    def of(self, tasks: Sequence[str]) -> Protocol:
+        """How the policies of simulated tasks are evaluated.
 
         Raises:
-            SimulationError: there is no such task.
+            SimulationError, ConfigError: see `sim.benchmarks.common_protocol`.
         """
-        return replace(protocol(task), **self.model_dump(exclude={'max_steps'}, exclude_none=True))
+        return replace(common_protocol(tasks), **self.model_dump(exclude={'max_steps'}, exclude_none=True))
 
 
 class StudyConfig(_Strict):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,12 @@ from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.sim.benchmarks import Protocol
 from decoupled_policy_ros.sim.tasks import sim_task
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config
-from decoupled_policy_ros.training.evaluation import Evaluation, evaluate
+from decoupled_policy_ros.training.evaluation import (
+    Evaluation,
+    evaluate_all,
+    require_unchanged,
+    wilson_interval,
+)
 from decoupled_policy_ros.training.loop import final_loss
 from decoupled_policy_ros.training.rollout import checkpoint_folder
 from decoupled_policy_ros.training.stage1 import train_stage1
@@ -34,10 +39,10 @@ EVALUATION, OUTCOME, MADE_OF, LOG = 'evaluation.json', 'outcome.json', 'made_of.
 
 @dataclass(frozen=True)
 class DemonstrationsJob:
-    """Demonstrations of a task, by the scripted expert."""
+    """Demonstrations of a task, or of several in one scene, by the scripted expert: so many episodes of each."""
 
     folder: Path
-    task: str
+    tasks: tuple[str, ...]
     episodes: int
     robot: str
     images: bool = False
@@ -57,16 +62,18 @@ class DemonstrationsJob:
         from decoupled_policy_ros.data.readers.opening import describe
 
         found = describe(self.folder, load_robot(self.robot))
-        pictures, said = bool(found['cameras']), sim_task(self.task).instruction
-        if found['episodes'] != self.episodes or self.images > pictures or found['instructions'] != [said]:
+        pictures, said = bool(found['cameras']), {sim_task(task).instruction for task in self.tasks}
+        episodes = self.episodes * len(self.tasks)
+        if found['episodes'] != episodes or self.images > pictures or set(found['instructions']) != said:
             raise ConfigError(
                 f'{self.folder} holds {found["episodes"]} demonstrations of {", ".join(found["instructions"])!r} '
-                f'with{"" if pictures else "out"} pictures, and {self} ({said!r}) are wanted; name another folder'
+                f'with{"" if pictures else "out"} pictures, and {self} ({", ".join(sorted(said))!r}) are wanted; '
+                'name another folder'
             )
 
     def __str__(self) -> str:
         pictures = ' with pictures' if self.images else ''
-        return f'{self.episodes} demonstrations of {self.task} by {self.robot}{pictures}'
+        return f'{self.episodes} demonstrations of {" and of ".join(self.tasks)} by {self.robot}{pictures}'
 
     def run(self) -> str:
         """Make them; what came out, in words."""
@@ -74,7 +81,7 @@ class DemonstrationsJob:
 
         return str(
             make_demonstrations(
-                self.task, self.episodes, self.folder, self.images, workers=1, quiet=True, robot=self.robot
+                self.tasks, self.episodes, self.folder, self.images, workers=1, quiet=True, robot=self.robot
             )
         )
 
@@ -106,12 +113,12 @@ class Stage1Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """One policy: a task, a backbone, a recipe and a seed, trained and evaluated."""
+    """One policy: a task or several, a backbone, a recipe and a seed, trained and evaluated."""
 
     folder: Path
     config: Stage2Config
     train: str
-    task: str
+    tasks: tuple[str, ...]
     rollouts: Protocol
     max_steps: int | None = None
     demonstrations: int | None = None
@@ -163,28 +170,34 @@ class Cell:
         _begin(self.folder, self._counts | made_of)
         if not (self.folder / 'run.json').exists():  # the last that training writes
             train_task(self.config, self.folder, normal=self.train == 'normal')
-        spec = Evaluation(
-            str(self.folder),
-            self.task,
-            None if frozen is None else str(frozen),
-            self.config.robot,
-            self.rollouts.denoising_steps,
-            self.max_steps,
-            checkpoint=self.rollouts.checkpoint,
-            sampler=self.rollouts.sampler,
-        )
-        report = evaluate(spec, self.rollouts.episodes, self.rollouts.seed, 1, self.folder / EVALUATION)
+        specs = [
+            Evaluation(
+                str(self.folder),
+                task,
+                None if frozen is None else str(frozen),
+                self.config.robot,
+                self.rollouts.denoising_steps,
+                self.max_steps,
+                checkpoint=self.rollouts.checkpoint,
+                sampler=self.rollouts.sampler,
+            )
+            for task in self.tasks
+        ]
+        evaluation = evaluate_all(specs, self.rollouts.episodes, self.rollouts.seed, workers=1)
+        require_unchanged(evaluation['reports'])
+        write_json(self.folder / EVALUATION, evaluation if len(specs) > 1 else evaluation['reports'][0])
         trained = checkpoint_folder(str(self.folder), self.rollouts.checkpoint)
-        write_json(self.folder / OUTCOME, self._outcome(report, frozen or trained / 'backbone'))
-        return f'{report["successes"]} of {report["episodes"]} episodes succeeded'
+        outcome = self._outcome(evaluation['reports'], frozen or trained / 'backbone')
+        write_json(self.folder / OUTCOME, outcome)
+        return f'{outcome["successes"]} of {outcome["episodes"]} episodes succeeded'
 
-    def _outcome(self, report: dict[str, Any], backbone: Path) -> dict[str, Any]:
-        """Its evaluation with every episode, and of its training what a table needs."""
+    def _outcome(self, reports: Sequence[dict[str, Any]], backbone: Path) -> dict[str, Any]:
+        """Its evaluation with every episode of all its tasks, and of its training what a table needs."""
         run = json.loads((self.folder / 'run.json').read_text())
         return {
             'run': self.folder.name,
             **self._counts,
-            **{key: report[key] for key in ('successes', 'episodes', 'wilson_95', 'torn_chunks', 'results')},
+            **_pooled(reports),
             'trained_parameters': run['trained_parameters'],
             'backbone_parameters': sum(p.numel() for p in load_backbone(backbone).parameters()),
             'training_seconds': run['seconds'],
@@ -193,6 +206,24 @@ class Cell:
             'task_sha256': run['task_sha256'],
             'backbone_sha256': run['backbone_sha256'],
         }
+
+
+def _pooled(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Reports of one policy in its tasks as one; where there are several, each episode says of which it is."""
+    results = [
+        result if len(reports) == 1 else {'task': report['task'], **result}
+        for report in reports
+        for result in report['results']
+    ]
+    successes = sum(result['success'] for result in results)
+    chunks = sum(result['chunks'] for result in results)
+    return {
+        'successes': successes,
+        'episodes': len(results),
+        'wilson_95': wilson_interval(successes, len(results)),
+        'torn_chunks': sum(result['torn_chunks'] for result in results) / max(chunks, 1),
+        'results': results,
+    }
 
 
 def _begin(folder: Path, made_of: dict[str, Any]) -> None:

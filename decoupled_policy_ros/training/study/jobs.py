@@ -18,7 +18,7 @@ from decoupled_policy_ros.policy.checkpoint import conditioning_in, find_model
 from decoupled_policy_ros.policy.model_files import read_header_alone
 from decoupled_policy_ros.policy.sampling import Sampler, make_schedule
 from decoupled_policy_ros.policy.schedule import ScheduleConfig
-from decoupled_policy_ros.sim.benchmarks import OWN_PROTOCOL, protocol, require_scenes
+from decoupled_policy_ros.sim.benchmarks import OWN_PROTOCOL, expanded, protocol, require_scenes
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config, validated
 from decoupled_policy_ros.training.network import DEFAULT_BACKBONE, NetworkConfig
 from decoupled_policy_ros.training.study.config import (
@@ -62,7 +62,7 @@ def plan(
             the grid is named.
     """
     jobs: dict[Path, Job] = {
-        folder: DemonstrationsJob(folder, motion.task, motion.episodes, motion.robot)
+        folder: DemonstrationsJob(folder, (motion.task,), motion.episodes, motion.robot)
         for folder, motion in study.motions.items()
     }
     cells: dict[Place, Cell] = {}
@@ -99,7 +99,8 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
     """The jobs of one place of the grid; the cell is the last."""
     recipe = study.recipes[place.recipe]
     choices = (task, backbone, recipe)
-    simulated = task.task or place.task
+    asked_for = task.task or place.task
+    simulated = expanded(asked_for)
     words = {'dataset': str(task.dataset), 'task': place.task, **task.words}
     where = f'study {study.name}, {place.task} / {place.backbone} / {place.recipe}'
     network = backbone.model_dump(include={'backbone', 'conditioning', 'objective'}, exclude_none=True)
@@ -126,7 +127,7 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
         rollouts = study.rollouts.of(simulated)
     asked = asdict(rollouts) | {'max_steps': study.rollouts.max_steps}
     unusual = {key: value for key, value in asked.items() if value != getattr(OWN_PROTOCOL, key, None)}
-    settings = {'train': recipe.train, 'task': simulated, 'rollouts': unusual, **values}
+    settings = {'train': recipe.train, 'task': asked_for, 'rollouts': unusual, **values}
     folder = out / 'cells' / f'{place.task}-{kind}-{recipe.train}-{place.seed}-{_hash(settings)}'
     stage1 = next((job for job in needed if isinstance(job, Stage1Job)), None)
     cell = Cell(
@@ -158,7 +159,8 @@ def _require_evaluable(cell: Cell, network: Values, of_stage1: ScheduleConfig | 
     """Refuse now what an evaluation would refuse once the policy is trained, and a backbone that is another's."""
     validation, rollouts, frozen = cell.config.validation, cell.rollouts, cell.config.backbone
     if validation is not None and validation.task is not None:
-        protocol(validation.task)
+        for task in expanded(validation.task):
+            protocol(task)
     if rollouts.checkpoint == 'best' and validation is None:
         raise ConfigError(
             'the best weights are evaluated, but stage2 has no section `validation` to find them by'
@@ -169,7 +171,8 @@ def _require_evaluable(cell: Cell, network: Values, of_stage1: ScheduleConfig | 
             header = read_header_alone(find_model('backbones', str(frozen)), 'backbone')
             objective = ScheduleConfig(**header['schedule'])
             _require_chosen(network, header)
-    require_scenes(cell.task, range(rollouts.seed, rollouts.seed + rollouts.episodes))
+    for task in cell.tasks:
+        require_scenes(task, range(rollouts.seed, rollouts.seed + rollouts.episodes))
     Sampler(make_schedule(objective), rollouts.denoising_steps, rollouts.sampler)
 
 

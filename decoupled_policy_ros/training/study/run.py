@@ -135,8 +135,9 @@ def _require_data(jobs: Sequence[Job]) -> None:
             job.require_wanted()
         if isinstance(job, Cell) and job.config.dataset not in made and not job.config.dataset.exists():
             raise ConfigError(
-                f'{job.config.dataset} does not exist; make it with `decoupled-policy demos --task {job.task} --out '
-                f'{job.config.dataset}`, or state `demonstrations: 200` for this task in the study'
+                f'{job.config.dataset} does not exist; make it with `decoupled-policy demos --task '
+                f'{" ".join(job.tasks)} --out {job.config.dataset}`, or state `demonstrations: 200` for this task in '
+                'the study'
             )
 
 

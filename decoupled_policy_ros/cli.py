@@ -244,7 +244,7 @@ def demo(
         out: folder for summary.json, the video, a picture and the logs.
         episodes: number of episodes.
         task: task folder, or a name in models/tasks.
-        sim: simulated task, lift or stack.
+        sim: simulated task: lift, stack, or another one of docs/simulation.md.
         seed: the first scene is that of seed + 1.
     """
     from decoupled_policy_ros.nodes.demo import run_demo

@@ -62,7 +62,7 @@ def run_demo(
         task: folder of a task, or name of one in models/tasks.
         episodes: how many.
         out: folder for what it leaves.
-        sim: the simulated task, lift or stack.
+        sim: the simulated task, see `sim.tasks`.
         seed: the first scene is that of seed + 1; each further episode adds one.
         max_s: simulated seconds after which an episode has failed; the task's own by default.
         guard: whether chunks go through the guard.

@@ -17,6 +17,7 @@ from decoupled_policy_ros.errors import ConfigError, TrainingError
 from decoupled_policy_ros.policy import Backbone, load_backbone, load_policy
 from decoupled_policy_ros.policy.backbones import DPCBackbone
 from decoupled_policy_ros.policy.conditioning import conditioning_for
+from decoupled_policy_ros.policy.flow import FlowSchedule
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.fingerprint import Fingerprint
 from decoupled_policy_ros.runtime.engine import Engine
@@ -124,18 +125,21 @@ def test_every_objective_learns_and_is_written_down(objective, tmp_path):
     assert objective.items() <= load_backbone(folder).schedule.config.to_dict().items()
 
 
-def test_stage2_takes_the_objective_of_its_backbone(demonstrations, tmp_path):
-    """Its first loss is that of predicting velocities, computed here from the same draws."""
+def test_stage2_takes_the_objective_of_its_backbone(demonstrations, tmp_path, monkeypatch):
+    """What it predicts is the velocity eps - x_0, of the noise and the level that it drew."""
     folder = stage1(tmp_path / 'backbone', 'dp_mlp', objective={'kind': 'rectified_flow'})
-    seen = []
-    original = torch.nn.functional.mse_loss
-    try:
-        torch.nn.functional.mse_loss = lambda output, target: seen.append(target) or original(output, target)
-        train_task(task_config(demonstrations, folder), tmp_path / 'task')
-    finally:
-        torch.nn.functional.mse_loss = original
-    # The velocity eps - x_0 has more variance than the noise alone, whose components have variance one.
-    assert float(torch.cat(seen).var()) > 1.1
+    noised, predicted = [], []
+    add_noise, mse_loss = FlowSchedule.add_noise, torch.nn.functional.mse_loss
+
+    def noising(schedule, x_0, eps, k):
+        noised.append(eps - x_0)
+        return add_noise(schedule, x_0, eps, k)
+
+    monkeypatch.setattr(FlowSchedule, 'add_noise', noising)
+    monkeypatch.setattr(torch.nn.functional, 'mse_loss', lambda a, b: predicted.append(b) or mse_loss(a, b))
+    train_task(task_config(demonstrations, folder), tmp_path / 'task')
+    assert len(predicted) == LOOP['steps']
+    torch.testing.assert_close(predicted, noised, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 
 import pytest
+import test_training
 import torch
+from test_training import LOOP, task_config
 from torch.optim.swa_utils import AveragedModel
 from transformers import ResNetModel
 
@@ -18,6 +20,10 @@ from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.runtime.engine import Engine
 from decoupled_policy_ros.training.config import EncoderConfig
 from decoupled_policy_ros.training.runs import diffusion_loss
+from decoupled_policy_ros.training.stage2 import train_task
+
+demonstrations = test_training.demonstrations
+backbone = test_training.backbone
 
 SMALL = {'crop': 28, 'base_channels': 16, 'trunk': 'resnet50'}
 CAMERA = StreamSpec('wrist', 'image', (32, 32, 3), 0.2)
@@ -161,6 +167,22 @@ def test_a_policy_on_resnet50_trains_a_step_and_comes_back_without_the_weights(
         torch.testing.assert_close(again.task.encoder(observation), task.encoder(observation), rtol=0, atol=0)
     seen = {'wrist': images(1)[0].numpy(), 'proprioception': torch.randn(2, 8).numpy()}
     assert Engine(again, steps=2, instruction='right')(seen).actions.shape == (16, 10)
+
+
+def test_a_task_is_trained_from_the_weights_that_its_configuration_names(
+    demonstrations, backbone, weights, tmp_path
+):
+    encoder = SMALL | {'weights': str(weights)}
+    loop = LOOP | {'steps': 1, 'learning_rate': 1e-12, 'weight_decay': 0.0}
+    config = task_config(demonstrations, backbone, cameras=['wrist'], encoder=encoder, optimisation=loop)
+    train_task(config, tmp_path)
+    trained = load_policy(tmp_path, load_robot('panda_sim'), backbone).task.encoder.streams['wrist'].trunk
+    theirs = ImageEncoder(**SMALL, pretrained=True)
+    theirs.load_weights(str(weights))
+    expected = theirs.trunk.state_dict()
+    assert expected.keys() == trained.state_dict().keys()
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-9, msg=name)
 
 
 def test_an_encoder_that_does_not_exist_is_refused():

@@ -23,7 +23,7 @@ from decoupled_policy_ros.data.motions.motions import synth_motions
 from decoupled_policy_ros.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from decoupled_policy_ros.nodes.policy_node import PolicyNode
 from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
-from decoupled_policy_ros.policy import Policy, Task, load_policy, save_backbone, save_task
+from decoupled_policy_ros.policy import Policy, Task, language, load_policy, save_backbone, save_task
 from decoupled_policy_ros.policy.encoders import ObservationEncoder
 from decoupled_policy_ros.policy.language import (
     INSTRUCTION,
@@ -122,6 +122,15 @@ def test_a_model_comes_from_a_python_package(model, tmp_path, monkeypatch):
     (package / '__init__.py').touch()
     monkeypatch.syspath_prepend(tmp_path)
     assert SentenceModel('package://packed_sentences/model').sha256 == SentenceModel(str(model)).sha256
+
+
+@pytest.mark.parametrize('name', ['tiny', 'somebody/tiny'])
+def test_a_model_in_models_language_goes_by_its_name(name, model, tmp_path, monkeypatch):
+    """Its own, or the hub's: what a configuration says is found without the hub."""
+    monkeypatch.setattr(language, 'share_dir', lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model, tmp_path / 'models' / 'language' / 'tiny')
+    assert SentenceModel(name).sha256 == SentenceModel(str(model)).sha256
 
 
 def test_all_minilm_knows_what_means_the_same():

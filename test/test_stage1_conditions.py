@@ -8,7 +8,10 @@ import torch
 from pydantic import ValidationError
 
 from decoupled_policy_ros.data.datasets.windows import Windows
+from decoupled_policy_ros.data.motions.motions import motion_actions
 from decoupled_policy_ros.policy import load_backbone
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.training import stage1
 from decoupled_policy_ros.training.config import Stage1Config
 from decoupled_policy_ros.training.sources import MotionWindows
@@ -34,8 +37,15 @@ def test_the_condition_is_what_its_name_says():
 
 @pytest.mark.parametrize('condition', ['joint_positions', 'poses', 'none'])
 def test_each_condition_trains_a_backbone(condition, tmp_path, monkeypatch):
-    seen = []
+    seen, given = [], []
     original = stage1.diffusion_loss
+
+    class Watched(stage1.VectorEncoder):
+        def forward(self, vectors):
+            given.append(vectors)
+            return super().forward(vectors)
+
+    monkeypatch.setattr(stage1, 'VectorEncoder', Watched)
 
     def watched(backbone, conditioning, actions, features):
         seen.append((actions, features))
@@ -48,8 +58,14 @@ def test_each_condition_trains_a_backbone(condition, tmp_path, monkeypatch):
     actions, features = seen[0]
     if condition == 'none':  # says nothing of the window
         assert torch.equal(features, features[:1].expand_as(features))
-    else:  # tells windows apart, and poses tell all of them: the same number for the same pose
-        assert len(features.unique(dim=0)) == len(actions.unique(dim=0))
+        assert not given[0].any()
+    else:  # each window's own, not another one's
+        assert len(features.unique(dim=0)) == len(actions.unique(dim=0)) > 1
+        expected = given[0]
+        if condition == 'joint_positions':
+            kinematics = Kinematics(load_robot('panda_sim'))
+            expected = torch.from_numpy(motion_actions(kinematics, given[0].reshape(-1, 8).double()))
+        torch.testing.assert_close(actions, expected.reshape(actions.shape).float(), atol=1e-5, rtol=0)
     assert features.shape[1] == 16 * {'joint_positions': 8, 'poses': 10, 'none': 1}[condition]
 
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from tiny_sentences import save_sentence_model
@@ -554,6 +555,33 @@ def test_the_documents_tables_are_those_of_the_raw_outcomes():
             assert outcome['successes'] == sum(result['success'] for result in outcome['results'])
             assert outcome['episodes'] == len({(r.get('task'), r['seed']) for r in outcome['results']})
         assert f'<!-- study {study.name} -->\n{table(study, rows)}<!-- end -->\n' in document
+
+
+def test_what_the_document_says_of_instructions_is_what_was_counted():
+    document = (ROOT / 'docs' / 'evidence.md').read_text()
+    rows = json.loads((ROOT / 'docs' / 'evidence' / 'language.json').read_text())['rows']
+    assert len(rows) == 6
+    for row in rows:
+        results = row['results']
+        assert row['done_meant'] == sum(result['done'] == row['meant'] for result in results)
+        low, high = wilson_interval(row['done_meant'], len(results))
+        line = (
+            f'| {row["said"]} | {"yes" if row["trained_on"] else "no"} '
+            f'| **{row["done_meant"]} of {len(results)}**, {low:.0%} to {high:.0%} | {row["done_other"]} of 50 '
+            f'| {row["lifted_first_meant"]} / {row["lifted_first_other"]} |'
+        )
+        assert line.replace('% to', ' to').replace('%', ' %') in document
+
+
+def test_what_the_document_says_of_attention_is_what_was_measured():
+    document = (ROOT / 'docs' / 'evidence.md').read_text()
+    measured = json.loads((ROOT / 'docs' / 'bench' / 'token_attention.json').read_text())
+    assert len(measured) == 3
+    for run in measured.values():
+        losses = ' | '.join(f'{run["loss_by_condition"][key]:.2g}' for key in ('own', 'reordered', 'another'))
+        share = f'{np.mean(run["share_of_own_frame"]):.3f}'
+        name = f'{run["mechanism"].replace("_", "-")}, {run["steps"]:,} steps'
+        assert f'| {name} | {losses} | {share}' in document
 
 
 def test_sections_merge_and_lists_are_replaced():

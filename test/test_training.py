@@ -20,6 +20,7 @@ from decoupled_policy_ros.data.motions.recorder import MotionRecorder, MotionSet
 from decoupled_policy_ros.errors import ConfigError, DatasetError, FingerprintMismatch, TrainingError
 from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.policy import load_backbone, load_policy, save_backbone
+from decoupled_policy_ros.policy.encoders import ObservationEncoder
 from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.training import stage2
@@ -537,3 +538,27 @@ def test_a_missing_module_is_named_with_the_extra_that_brings_it(tmp_path, modul
 def test_inspect_prints_the_whole_header(backbone, monkeypatch, capsys):
     assert command_line(monkeypatch, 'inspect', str(backbone)) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((backbone / 'backbone.json').read_text())
+
+
+def test_each_chunk_is_trained_beside_its_own_observations(demonstrations, backbone, tmp_path, monkeypatch):
+    """A chunk begins with the frame of the first observation: its first two waypoints are of the two frames seen."""
+    seen, trained = [], []
+    forward, loss = ObservationEncoder.forward, stage2.diffusion_loss
+
+    def watched(encoder, observation):
+        seen.append(observation['object_state'])
+        return forward(encoder, observation)
+
+    def learned(backbone, conditioning, actions, features, samples):
+        trained.append(actions)
+        return loss(backbone, conditioning, actions, features, samples)
+
+    monkeypatch.setattr(ObservationEncoder, 'forward', watched)
+    monkeypatch.setattr(stage2, 'diffusion_loss', learned)
+    train_task(task_config(demonstrations, backbone), tmp_path)
+    assert len(trained) == LOOP['steps']
+    data = load_demonstrations(task_config(demonstrations, backbone), 16, load_robot('panda_sim'), 20.0)
+    states, actions = data.streams['object_state'], data.actions
+    for observed, chunk in zip(torch.cat(seen), torch.cat(trained), strict=True):
+        frames = [int((states == state).all(dim=1).nonzero()) for state in observed]  # no two are the same
+        assert torch.equal(chunk[:2], actions[frames].float())

@@ -12,7 +12,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 #: Refused by launch before anything is started, where something else is asked for.
-SWITCH = ['true', 'false', 'True', 'False', '1', '0']
+SWITCH = ['true', 'false', 'True', 'False']
 
 ARGUMENTS = [
     DeclareLaunchArgument(

@@ -35,7 +35,7 @@ from launch_ros.substitutions import FindPackageShare
 SHARE = FindPackageShare('decoupled_policy_ros')
 
 #: Anything else is refused by launch before anything is started, and no arm moves by a misspelling.
-SWITCH = {'true': True, 'True': True, '1': True, 'false': False, 'False': False, '0': False}
+SWITCH = {'true': True, 'True': True, 'false': False, 'False': False}
 
 ARGUMENTS = [
     DeclareLaunchArgument(

@@ -11,7 +11,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 #: Refused by launch before anything is started, where something else is asked for.
-SWITCH = ['true', 'false', 'True', 'False', '1', '0']
+SWITCH = ['true', 'false', 'True', 'False']
 
 
 def generate_launch_description() -> LaunchDescription:

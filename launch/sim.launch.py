@@ -13,7 +13,7 @@ from launch_ros.substitutions import FindPackageShare
 
 SHARE = FindPackageShare('decoupled_policy_ros')
 #: Refused by launch before anything is started, where something else is asked for.
-SWITCH = ['true', 'false', 'True', 'False', '1', '0']
+SWITCH = ['true', 'false', 'True', 'False']
 
 ARGUMENTS = [
     DeclareLaunchArgument(

@@ -319,6 +319,34 @@ def test_whoever_gives_way_sends_no_trajectory_any_more(tmp_path, state, last_wo
         stage.loop.stop()
 
 
+@pytest.mark.parametrize('gives_way', [False, True])
+def test_an_arm_that_did_not_do_the_newest_goal_is_not_taken_to_have_done_it(tmp_path, gives_way):
+    """A controller that gives a goal up, or is told to, holds the arm where it is: here it has never left home."""
+    policy = load_policy(save_told_policy(tmp_path, circle()), ROBOT)
+    stage = JointStage(policy, GuardSettings())
+    stage.loop.interrupt('of a run before', gives_way=True)  # forgotten: whoever starts again means it
+    stage.loop.start(enabled=True)
+    try:
+        stage.begin()
+        for _ in range(3):
+            stage.command(stage.tick())
+        (motion,) = stage.motions
+        assert np.abs(motion.at(stage.now_ns)[0] - ROBOT.home_rad).max() > 1e-3
+        stage.loop.interrupt('the controller gave the goal up', gives_way)
+        if gives_way:
+            wait_for(lambda: stage.loop.report()[0] == GAVE_WAY)
+            assert stage.loop.report()[1] == 'the controller gave the goal up; ~/enable starts again'
+            for _ in range(3):
+                stage.tick()
+            assert stage.motions == [motion]
+            assert stage.loop.enable(True)
+        wait_for(lambda: stage.tick() and len(stage.motions) > 1)
+        np.testing.assert_allclose(stage.motions[1].positions_rad[0], ROBOT.home_rad, atol=1e-9)
+        assert (WAITING, 'the controller gave the goal up') in stage.outputs.states or gives_way
+    finally:
+        stage.loop.stop()
+
+
 class StampedAhead(GuardedStage):
     """Its streams are stamped by a clock that is ahead."""
 

@@ -93,8 +93,8 @@ def test_a_motion_that_found_no_server_is_not_sent_later():
 
 
 def test_what_a_server_does_with_the_newest_goal_is_told():
-    client = Client()
-    goals = LatestGoal(client, 'gripper_action', keep=True)
+    client, lost = Client(), []
+    goals = LatestGoal(client, 'gripper_action', keep=True, lost=lambda *what: lost.append(what))
     for goal in 'abc':
         goals.send(goal)
     first = client.answer(0, accepted=True)
@@ -110,6 +110,17 @@ def test_what_a_server_does_with_the_newest_goal_is_told():
     assert goals.trouble() == ''
     client.answer(3, accepted=False)
     assert goals.trouble() == 'gripper_action refused the goal'
+    goals.send('e')
+    client.end(client.answer(4, accepted=True), GoalStatus.STATUS_CANCELED)
+    assert goals.trouble() == 'gripper_action cancelled the goal'
+    goals.send('f')
+    client.end(client.answer(5, accepted=True), GoalStatus.STATUS_SUCCEEDED)
+    assert goals.trouble() == ''
+    assert lost == [
+        ('gripper_action gave the goal up', False),
+        ('gripper_action refused the goal', False),
+        ('gripper_action cancelled the goal', True),
+    ]
 
 
 def test_goals_of_two_threads_reach_the_server_in_their_order():

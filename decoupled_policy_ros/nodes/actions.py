@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from action_msgs.msg import GoalStatus
@@ -38,19 +39,27 @@ class LatestGoal:
         client: an rclpy ActionClient.
         name: of the action, for messages.
         keep: hold a goal that found no server until there is one.
+        lost: told what became of the newest goal where it was not done, and whether somebody cancelled it. Any thread
+            may call it, whatever it holds.
     """
 
-    def __init__(self, client: ActionClient, name: str, keep: bool):
-        self._client, self.name, self._keep = client, name, keep
+    def __init__(
+        self,
+        client: ActionClient,
+        name: str,
+        keep: bool,
+        lost: Callable[[str, bool], None] = lambda answer, cancelled: None,
+    ):
+        self._client, self.name, self._keep, self._lost = client, name, keep, lost
         self._lock = threading.Lock()
         self._waiting: Any = None
         self._sent = 0
         self._answer = ''
 
     @classmethod
-    def to(cls, node: Node, kind: Any, name: str, keep: bool) -> LatestGoal:
+    def to(cls, node: Node, kind: Any, name: str, keep: bool, **options: Any) -> LatestGoal:
         """Goals of an action type to the server of a (relative) name."""
-        return cls(ActionClient(node, kind, name), name, keep)
+        return cls(ActionClient(node, kind, name), name, keep, **options)
 
     def close(self) -> None:
         """Forget the server; what it does goes on."""
@@ -98,8 +107,12 @@ class LatestGoal:
     def _ended(self, number: int, status: int) -> None:
         if status == GoalStatus.STATUS_ABORTED:
             self._note(number, f'{self.name} gave the goal up')
+        elif status == GoalStatus.STATUS_CANCELED:
+            self._note(number, f'{self.name} cancelled the goal', cancelled=True)
 
-    def _note(self, number: int, answer: str) -> None:
+    def _note(self, number: int, answer: str, cancelled: bool = False) -> None:
         with self._lock:
-            if number == self._sent:  # what becomes of a goal that has been replaced is of no interest
-                self._answer = answer
+            if number != self._sent:
+                return  # what becomes of a goal that has been replaced is of no interest
+            self._answer = answer
+        self._lost(answer, cancelled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from rclpy.lifecycle import LifecycleNode
@@ -53,6 +54,7 @@ class JointOutput:
 
     Attributes:
         said: the messages that were sent; None by action.
+        lost: told where the newest goal was not done, see `LatestGoal`.
 
     Raises:
         ConfigError: the robot names no topic, or control_msgs is not installed.
@@ -63,12 +65,16 @@ class JointOutput:
         topic = joint_trajectory_topic(robot)
         self._goals: LatestGoal | None = None
         self.said: Said | None = None
+        self.lost: Callable[[str, bool], None] = lambda answer, cancelled: None
         if by_action:
             self._kind = control_action('FollowJointTrajectory')
             name = str(PurePosixPath(topic).with_name('follow_joint_trajectory'))
-            self._goals = LatestGoal.to(node, self._kind, name, keep=False)
+            self._goals = LatestGoal.to(node, self._kind, name, keep=False, lost=self._on_lost)
         else:
             self.said = Said(node.create_lifecycle_publisher(JointTrajectory, topic, COMMAND))
+
+    def _on_lost(self, answer: str, cancelled: bool) -> None:
+        self.lost(answer, cancelled)
 
     def close(self) -> None:
         """Destroy the publisher or the action client."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -64,6 +64,7 @@ class PolicyOutputs:
     ):
         self._node, self._robot, self._status = node, robot, status
         output = 'none' if settings.shadow else settings.output
+        self._gives_way = settings.other_commanders == 'give_way'
         self.shadow: ShadowOutput | None = None
         self.joints: JointOutput | None = None
         self.gripper: GripperOutput | None = None
@@ -99,6 +100,11 @@ class PolicyOutputs:
         if self.shadow is not None:
             self.shadow.close()
         self._markers.close()
+
+    def on_lost_goal(self, interrupt: Callable[[str, bool], None]) -> None:
+        """Say to `interrupt` what became of the newest goal that was not done, and whether to give way to somebody."""
+        if self.joints is not None:
+            self.joints.lost = lambda answer, cancelled: interrupt(answer, cancelled and self._gives_way)
 
     def clear(self) -> None:
         """Forget what was observed, as after a jump of the clock."""

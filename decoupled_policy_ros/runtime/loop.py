@@ -106,6 +106,7 @@ class PolicyLoop(Exchangeable):
         self._log.started(silently)
         self._ticks.restart()
         self._seen_ns = 0
+        self._interruption: tuple[str, bool] | None = None
         self._afresh = True
 
     # --- from the node's callbacks --------------------------------------------------------------
@@ -172,9 +173,20 @@ class PolicyLoop(Exchangeable):
             if self._enabled:
                 self._begin_as(WAITING, 'no observation yet')
 
-    def _begin_as(self, state: str, reason: str) -> None:
+    def interrupt(self, reason: str, gives_way: bool) -> None:
+        """Begin afresh from where the arm is, for it does not do what it was told last; or give way."""
+        self._interruption = reason, gives_way  # the streamer does it: who calls may hold anything
+
+    def _interrupt(self) -> None:
+        if self._interruption is not None and self._enabled:
+            reason, gives_way = self._interruption
+            self._enabled = not gives_way
+            state = (GAVE_WAY, f'{reason}; ~/enable starts again') if gives_way else (WAITING, reason)
+            self._begin_as(*state, silently=True)
+
+    def _begin_as(self, state: str, reason: str, silently: bool = False) -> None:
         """Start afresh in a state; in another than these two somebody else commands the arm, and nothing is sent."""
-        self._forget(silently=state not in (WAITING, DISABLED))
+        self._forget(silently or state not in (WAITING, DISABLED))
         self._commander.set_state(state, reason)
         self._observed.notify_all()
         self._ticked.notify_all()
@@ -329,6 +341,7 @@ class PolicyLoop(Exchangeable):
                 now_ns = self._now_ns()
                 if 0 < now_ns < self._seen_ns:
                     self.restart()  # a wall clock that was set back: nobody else would tell
+                self._interrupt()
                 self._seen_ns = now_ns
                 wait_s = self._ticks.until_s(now_ns)
                 if wait_s <= 0.0 and self._enabled and self._commander.command(now_ns):

@@ -408,3 +408,20 @@ def test_a_library_that_is_not_installed_is_named_in_one_line(
         if module == 'pyarrow':
             assert process.process.wait(60) == 1
     assert 'Traceback' not in process.output()
+
+
+@pytest.mark.parametrize('simulated', [True, False])
+def test_another_clock_is_a_fresh_start(rclpy_context, simulated):
+    """What was stamped by the one means nothing on the other, whichever of them is ahead."""
+    overrides = [Parameter('use_sim_time', value=not simulated)]
+    node = PolicyNode(context=rclpy_context, parameter_overrides=overrides)
+    done = []
+    try:
+        node.loop = SimpleNamespace(
+            restart=lambda: done.append('restart'), notify_ticked=lambda: None,
+            enable=lambda *_: None, stop=lambda: None,
+        )  # fmt: skip
+        assert node.set_parameters([Parameter('use_sim_time', value=simulated)])[0].successful
+        assert done == ['restart']
+    finally:
+        node.destroy_node()

@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import JointState
 from test_policy_loop import TIMEOUT_S, Stage, wait_for
 
 from decoupled_policy_ros.nodes import policy_tasks
@@ -16,7 +18,11 @@ from decoupled_policy_ros.nodes.common import SENSOR, declare_settings
 from decoupled_policy_ros.nodes.policy_inputs import Inputs
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings
 from decoupled_policy_ros.nodes.policy_tasks import PolicyTasks
+from decoupled_policy_ros.observation.contract import ObservationContract, StreamSpec
+from decoupled_policy_ros.observation.proprioception import Proprioception
 from decoupled_policy_ros.policy import Policy, Task, save_task
+from decoupled_policy_ros.robot.description import load_robot
+from decoupled_policy_ros.robot.kinematics import Kinematics
 from decoupled_policy_ros.runtime.engine import Engine
 
 
@@ -145,3 +151,29 @@ def test_an_instruction_goes_to_the_task_that_has_just_been_exchanged(cell, othe
     assert cell.stage.loop.engine is cell.tasks._followed.engine is second
     assert cell.node.get_parameter('task').value == str(other)
     assert cell.tasks.values()['task'] == str(other)
+
+
+def test_a_stream_goes_on_for_another_task_only_where_it_means_the_same(rclpy_context):
+    """Joint states become one of two quaternions, as the task saw it: the other task may have seen the other one."""
+    robot = load_robot('panda_sim')
+    node = LifecycleNode('inputs', context=rclpy_context, use_global_arguments=False)
+
+    def contract(near: tuple[float, ...] | None) -> ObservationContract:
+        spec = StreamSpec('proprioception', 'proprioception', (9,), 0.2)
+        return ObservationContract(20.0, 2, (spec,), 0.1, near)
+
+    home = tuple(Proprioception(robot, Kinematics(robot)).near_quat_xyzw.tolist())
+    message = JointState(
+        name=list(robot.all_joint_names), position=[*map(float, robot.home_rad), 0.04, -0.04]
+    )
+    message.header.stamp.sec = 100
+    before = Inputs(node, robot, contract(None), SENSOR, lambda: None)
+    alike, other = before.succeeded_by(contract(home)), before.succeeded_by(contract(tuple(-x for x in home)))
+    assert alike.streams == before.streams  # its samples go on
+    assert other.streams['proprioception'] is not before.streams['proprioception']
+    seen = []
+    for inputs in (before, other):
+        inputs._take(inputs.streams['proprioception'], message)
+        seen.append(inputs.buffers['proprioception'].at_or_before(100 * 10**9)[1])
+    np.testing.assert_allclose(seen[0][3:7], -seen[1][3:7], atol=1e-6)
+    node.destroy_node()

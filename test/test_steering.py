@@ -662,3 +662,17 @@ def test_a_stop_says_nothing_about_the_gripper():
     steering = guarded(Arm())
     assert steering.hold(BEGIN_NS, begin=True) is not None
     assert steering.follow(BEGIN_NS + TICK_NS)[1] is None
+
+
+def test_joints_that_are_forgotten_while_the_first_path_is_planned_are_no_failure():
+    """As when somebody disables the policy in that moment: the chunk is refused, and nothing ends."""
+
+    class Once(Arm):
+        def positions(self, now_ns: int):
+            found, self.known = super().positions(now_ns), False
+            return found
+
+    arm = Once()
+    guarded = Guarded(Guard(ROBOT, GuardSettings()), KINEMATICS, arm, TICK_NS)
+    with pytest.raises(ChunkRejected, match='the arm is silent'):
+        guarded.plan(chunk(np.random.default_rng(0), HOME, BEGIN_NS), BEGIN_NS)

@@ -18,6 +18,9 @@ from decoupled_policy_ros.observation.sources import JOINT_CAPACITY
 from decoupled_policy_ros.observation.streams import StreamBuffer
 from decoupled_policy_ros.robot.description import RobotDescription
 
+#: How far ahead of simulated time a sample is one of a time before (ns): /clock may be heard late, by a step or a few.
+FUTURE_NS = 1_000_000_000
+
 
 def refuse_the_future(node: Node, message: Any, limit_s: float) -> None:
     """Refuse a message that is stamped far ahead of the node's clock: in a buffer it would bar all that come after it.
@@ -37,17 +40,35 @@ def refuse_the_future(node: Node, message: Any, limit_s: float) -> None:
         raise MessageError(f'header stamp is {ahead_s:.3f} s in the future, limit {limit_s:g} s')
 
 
+def forget_the_future(node: Node, message: Any, buffer: StreamBuffer) -> None:
+    """Empty a buffer whose newest sample is far ahead both of simulated time and of what comes now.
+
+    When a simulator starts again, or a bag from its beginning, a message from before may arrive after the clock has
+    gone back: it would bar all others until time has caught up with it.
+    """
+    clock = node.get_clock()
+    if not clock.ros_time_is_active:
+        return
+    now_ns = max(clock.now().nanoseconds, time_ns(message.header.stamp))
+    latest_ns = buffer.latest_stamp_ns
+    if latest_ns is not None and latest_ns - now_ns > FUTURE_NS:
+        buffer.clear()
+
+
 class JointStates:
     """The arm's latest joint positions, by name, with their age.
 
     Args:
         robot: gives names, and the topic for `subscribe`.
         max_age_s: older ones, by their own stamps, are no longer known.
+
+    Attributes:
+        buffer: what has arrived.
     """
 
     def __init__(self, robot: RobotDescription, max_age_s: float):
         self._robot, self._max_age_ns = robot, round(max_age_s * 1e9)
-        self._buffer = StreamBuffer(JOINT_CAPACITY)  # stamps may be ahead: back to now, at 1 kHz too
+        self.buffer = StreamBuffer(JOINT_CAPACITY)  # stamps may be ahead: back to now, at 1 kHz too
         self._refusal = ''
         self._close: Callable[[], object] = lambda: None
 
@@ -58,6 +79,7 @@ class JointStates:
         def take(message: JointState) -> None:
             try:
                 refuse_the_future(node, message, self._max_age_ns * 1e-9)
+                forget_the_future(node, message, self.buffer)
             except MessageError as error:
                 self._refusal = str(error)
             else:
@@ -75,18 +97,18 @@ class JointStates:
         """Remember a message; one that lacks a joint, a stamp or a finite position is left out."""
         try:
             positions_rad = joint_positions_from_message(message, self._robot.joint_names)
-            self._buffer.push(stamp_ns(message.header.stamp), positions_rad)
+            self.buffer.push(stamp_ns(message.header.stamp), positions_rad)
             self._refusal = ''
         except MessageError as error:
             self._refusal = str(error)
 
     def clear(self) -> None:
         """Forget every message, as after a jump of the clock."""
-        self._buffer.clear()
+        self.buffer.clear()
 
     def at(self, now_ns: int) -> tuple[int, NDArray[np.float64]] | None:
         """Stamp and joint positions (n,) of a time, rad; None if there are none that are young enough."""
-        latest = self._buffer.at_or_before(now_ns)
+        latest = self.buffer.at_or_before(now_ns)
         if latest is None or now_ns - latest[0] > self._max_age_ns:
             return None
         return latest[0], np.asarray(latest[1], float)
@@ -98,7 +120,7 @@ class JointStates:
 
     def why_not(self, now_ns: int) -> str:
         """Why there are no joint positions of a time."""
-        latest_ns = self._buffer.latest_stamp_ns
+        latest_ns = self.buffer.latest_stamp_ns
         if self._refusal:
             return f'joint state refused: {self._refusal}'
         if latest_ns is None:

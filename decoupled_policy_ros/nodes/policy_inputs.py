@@ -16,7 +16,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from decoupled_policy_ros.errors import MessageError
-from decoupled_policy_ros.nodes.joint_states import JointStates, refuse_the_future
+from decoupled_policy_ros.nodes.joint_states import JointStates, forget_the_future, refuse_the_future
 from decoupled_policy_ros.observation.contract import ObservationContract
 from decoupled_policy_ros.observation.sources import (
     COMPRESSED_IMAGE_TYPE,
@@ -105,7 +105,7 @@ class Inputs:
         known = {} if before is None else before.streams
         self.streams: dict[str, Stream] = {}
         for name, source in stream_sources(robot, contract).items():
-            same = name in known and known[name].source.spec == source.spec
+            same = name in known and known[name].source.reads_as(source)
             self.streams[name] = known[name] if same else self._subscribed(Stream(source))
         if joints is not None and not self._has_joints:
             joints.subscribe(node, qos)
@@ -195,7 +195,9 @@ class Inputs:
         stream.arrivals.append(time.monotonic())
         try:
             refuse_the_future(self._node, message, stream.source.spec.max_age_s)
+            forget_the_future(self._node, message, stream.buffer)
             if self._joints is not None and self._is_joints(stream):
+                forget_the_future(self._node, message, self._joints.buffer)
                 self._joints.take(message)
             taken = stream.source.take(message)
         except MessageError as error:

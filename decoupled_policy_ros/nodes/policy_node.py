@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState
-from rclpy.clock import Clock, JumpThreshold, TimeJump
+from rclpy.clock import Clock, ClockChange, JumpThreshold, TimeJump
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there bef
 #: that while a task is being loaded.
 SWITCH_S = 0.001
 SUCCESS = TransitionCallbackReturn.SUCCESS
+CLOCK_CHANGES = (ClockChange.ROS_TIME_ACTIVATED, ClockChange.ROS_TIME_DEACTIVATED)
 
 
 class PolicyNode(LifecycleNode):
@@ -129,6 +130,7 @@ class PolicyNode(LifecycleNode):
             joining,
             self._forget_observed,
         )
+        self.outputs.on_lost_goal(self.loop.interrupt)
         self.tasks.follow(engine, inputs, self.loop, settings)
         self._say_state('inactive')
         self.get_logger().info(
@@ -281,10 +283,10 @@ class PolicyNode(LifecycleNode):
         loop = self.loop
         if loop is None:
             return
-        if jump.delta.nanoseconds < 0:
-            self.get_logger().warning(
-                f'the clock went back by {-jump.delta.nanoseconds / 1e9:.3f} s: starting afresh'
-            )
+        back_s, other = -jump.delta.nanoseconds / 1e9, jump.clock_change in CLOCK_CHANGES
+        if back_s > 0 or other:
+            what = 'use_sim_time was set' if other else f'the clock went back by {back_s:.3f} s'
+            self.get_logger().warning(f'{what}: starting afresh')
             loop.restart()
         loop.notify_ticked()
 

@@ -44,6 +44,11 @@ class JointBuffer(StreamBuffer):
         super().__init__(capacity)
         self._proprioception = proprioception
 
+    @property
+    def near_quat_xyzw(self) -> tuple[float, ...]:
+        """Of the two quaternions of a rotation proprioception has the one that is nearer to this."""
+        return tuple(self._proprioception.near_quat_xyzw.tolist())
+
     def at_or_before(self, stamp_ns: int) -> tuple[int, NDArray] | None:
         """The latest sample with a stamp <= `stamp_ns`, as (its stamp, proprioception), or None."""
         found = super().at_or_before(stamp_ns)
@@ -71,6 +76,11 @@ class StreamSource:
     message_type: str
     convert: Callable[[Any], NDArray]
     buffer: StreamBuffer
+
+    def reads_as(self, other: StreamSource) -> bool:
+        """Whether what is in this one's buffer means the same to another's contract, of the same robot."""
+        near = [getattr(source.buffer, 'near_quat_xyzw', None) for source in (self, other)]
+        return self.spec == other.spec and near[0] == near[1]
 
     def take(self, message: Any) -> bool:
         """Convert a message (rclpy's or rosbags') and push it; False if its stamp is not newer than the last.

@@ -274,7 +274,9 @@ class Guarded:
         if motion is not None:
             return _at(start_ns, motion, before).state(start_ns)
         joints_rad = self._joints.positions(now_ns)
-        return MotionState.at_rest(self._kinematics.forward(joints_rad))  # type: ignore[arg-type]
+        if joints_rad is None:  # forgotten since they were looked at: somebody has just disabled the policy
+            raise ChunkRejected(str(missing_joints(self._joints.why_not(now_ns))))
+        return MotionState.at_rest(self._kinematics.forward(joints_rad))
 
     def _start_ns(self, chunk: Chunk, now_ns: int) -> int:
         """Where the path begins: where the chunk does, or soon; if time waits, a waypoint before the next command."""

@@ -426,6 +426,15 @@ def test_tensorboard_has_the_losses_and_the_scores(demonstrations, backbone, tmp
     assert [event.step for event in events.Scalars('score')] == [2, 4, 6]
 
 
+def test_wandb_writes_a_run_that_stays_here(demonstrations, backbone, tmp_path, monkeypatch):
+    pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'online')  # what the run says of itself counts
+    loop = LOOP | {'trackers': ['wandb']}
+    train_task(task_config(demonstrations, backbone, optimisation=loop), tmp_path)
+    (written,) = tmp_path.glob('wandb/offline-run-*/run-*.wandb')
+    assert b'loss' in written.read_bytes()
+
+
 @pytest.mark.parametrize('name', ['tensorboard', 'wandb'])
 def test_a_tracker_that_is_not_installed_is_named(demonstrations, backbone, tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)

@@ -116,6 +116,15 @@ def test_a_model_that_is_nowhere_is_named():
         SentenceModel('no/such_model')
 
 
+def test_a_model_whose_folder_is_damaged_is_not_said_to_be_missing(model, tmp_path):
+    damaged = tmp_path / 'damaged'
+    shutil.copytree(model, damaged)
+    for file in damaged.rglob('*.safetensors'):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=f'the sentence model in {damaged} can not be read: .+'):
+        SentenceModel(str(damaged))
+
+
 def test_a_model_comes_from_a_python_package(model, tmp_path, monkeypatch):
     package = tmp_path / 'packed_sentences'
     shutil.copytree(model, package / 'model')

@@ -63,13 +63,18 @@ class SentenceModel:
     def __init__(self, name: str):
         from sentence_transformers import SentenceTransformer
 
-        self.name = name
+        self.name, located = name, _located(name)
         try:
-            self._model = SentenceTransformer(_located(name), device='cpu').float().eval()
+            self._model = SentenceTransformer(located, device='cpu').float().eval()
         except Exception as error:  # a hub's client raises what its transport raises
+            trouble = (
+                f'in {located} can not be read'
+                if Path(located).is_dir()
+                else f'{name!r} is neither a folder, nor one in {share_dir() / "models/language"}, nor can it be had '
+                'from the hub'
+            )
             raise ConfigError(
-                f'the sentence model {name!r} is neither a folder, nor one in {share_dir() / "models/language"}, '
-                f'nor can it be had from the hub: {" ".join(str(error).split())[:300]}'
+                f'the sentence model {trouble}: {" ".join(str(error).split())[:300]}'
             ) from error
         self.sha256 = _weights_sha256(self._model)
         self._embeddings: dict[str, Tensor] = {}

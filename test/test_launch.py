@@ -110,7 +110,8 @@ def test_switches_are_refused_by_launch_where_they_are_misspelled(repository, la
     tree = ast.parse((repository / 'launch' / f'{launch}.launch.py').read_text())
     (switch,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == 'SWITCH')
     # A parameter is what YAML makes of it: '1' would be a number, and end the launch with the nodes before it running.
-    assert all(type(yaml.safe_load(choice)) is bool for choice in ast.literal_eval(switch))
+    assert sorted(choices := ast.literal_eval(switch)) == ['False', 'True', 'false', 'true']
+    assert all(type(yaml.safe_load(choice)) is bool for choice in choices)
     declared = {c.args[0].value: c for c in calls(repository, launch, 'DeclareLaunchArgument')}
     limited = {
         name
@@ -324,7 +325,7 @@ def test_franka_is_a_dry_run_unless_it_is_plainly_told_not_to_be(repository, mon
     with pytest.raises(KeyError, match='flase'):  # whoever gets past the choices
         launched(dry_run='flase')
     for namespace, server in ('', '/action_server'), ('/left/', '/left/action_server'):
-        handler, recovery = launched(recover='1', namespace=namespace)
+        handler, recovery = launched(recover='True', namespace=namespace)
         assert recovery.options['cmd'][3] == f'{server}/error_recovery'
         (after,) = handler.args  # first the arm recovers, then the policy starts
         assert after.options['target_action'] is recovery

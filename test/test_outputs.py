@@ -12,17 +12,21 @@ import numpy as np
 import pytest
 import yaml
 from action_msgs.msg import GoalStatus
-from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.task import Future
 from spun_node import SpunNode
 from std_msgs.msg import Float64
 from trajectory_msgs.msg import JointTrajectory
+from untrained import save_untrained_policy
 
 from decoupled_policy_ros.errors import ConfigError, RobotDescriptionError
+from decoupled_policy_ros.nodes import joint_output
 from decoupled_policy_ros.nodes.actions import LatestGoal, control_action
 from decoupled_policy_ros.nodes.common import COMMAND, time_message
 from decoupled_policy_ros.nodes.gripper_output import GripperGoals, gripper_output
 from decoupled_policy_ros.nodes.joint_output import joint_trajectory_message, joint_trajectory_topic
+from decoupled_policy_ros.nodes.policy_node import PolicyNode
 from decoupled_policy_ros.nodes.policy_settings import PolicySettings, loop_settings, policy_steering
 from decoupled_policy_ros.nodes.sim_commands import Commands, joint_motion
 from decoupled_policy_ros.robot.description import load_robot, robot_file
@@ -33,6 +37,7 @@ from decoupled_policy_ros.runtime.cycles import CycleLog
 from decoupled_policy_ros.runtime.dependent import Dependent
 from decoupled_policy_ros.runtime.direct import Direct
 from decoupled_policy_ros.runtime.joint_motion import JointMotion
+from decoupled_policy_ros.runtime.loop import PolicyLoop
 from decoupled_policy_ros.runtime.steering import ChunkRejected
 
 ROBOT = load_robot('panda_sim')
@@ -85,16 +90,19 @@ def test_a_goal_waits_for_its_server_and_nobody_waits_for_the_goal():
 
 
 def test_a_motion_that_found_no_server_is_not_sent_later():
-    client = Client(ready=False)
+    client, lost = Client(ready=False), []
     goals = LatestGoal(client, 'follow_joint_trajectory', keep=False)
+    goals.lost = lambda *what: lost.append(what)
     goals.send('now')
     client.ready = True
     assert goals.missing() == '' and not client.goals
+    assert lost == [('no action server follow_joint_trajectory', False)]  # the arm has not done it
 
 
 def test_what_a_server_does_with_the_newest_goal_is_told():
     client, lost = Client(), []
-    goals = LatestGoal(client, 'gripper_action', keep=True, lost=lambda *what: lost.append(what))
+    goals = LatestGoal(client, 'gripper_action', keep=True)
+    goals.lost = lambda *what: lost.append(what)
     for goal in 'abc':
         goals.send(goal)
     first = client.answer(0, accepted=True)
@@ -405,3 +413,37 @@ def test_without_a_stamp_it_starts_when_it_arrives():
     message.header.stamp = time_message(0)
     commands.on_joint_trajectory(message)
     assert commands.covers(5_300 * MS) and not commands.take_engaged()
+
+
+class Kind:
+    class Goal:
+        def __init__(self, trajectory: object = None):
+            self.trajectory = trajectory
+
+
+@pytest.mark.parametrize(('other_commanders', 'gives_way'), [('give_way', True), ('go_on', False)])
+def test_the_node_hears_of_a_trajectory_that_was_not_done(
+    rclpy_context, tmp_path, monkeypatch, other_commanders, gives_way
+):
+    """Given up: begin anew. Cancelled by somebody: give way, unless it was told to go on."""
+    client, heard = Client(), []
+    monkeypatch.setattr(PolicyLoop, 'interrupt', lambda loop, *what: heard.append(what))
+    monkeypatch.setattr(joint_output, 'control_action', lambda name: Kind)
+    monkeypatch.setattr(LatestGoal, 'to', lambda node, kind, name, keep: LatestGoal(client, name, keep))
+    told = {
+        'task': str(save_untrained_policy(tmp_path)), 'output': 'joint_trajectory', 'trajectory_action': True,
+        'gripper': 'topic', 'other_commanders': other_commanders, 'denoising_steps': 2,
+    }  # fmt: skip
+    node = PolicyNode(
+        context=rclpy_context, parameter_overrides=[Parameter(name, value=v) for name, v in told.items()]
+    )
+    try:
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        for status in (GoalStatus.STATUS_ABORTED, GoalStatus.STATUS_CANCELED):
+            node.outputs.joints.send(JointMotion([MS], ROBOT.home_rad[None], None))
+            client.end(client.answer(len(client.goals) - 1, accepted=True), status)
+        given_up, cancelled = heard
+        assert given_up[1] is False and given_up[0].endswith('gave the goal up')
+        assert cancelled[1] is gives_way and cancelled[0].endswith('~/enable starts again') == gives_way
+    finally:
+        node.destroy_node()

@@ -280,6 +280,7 @@ def test_a_run_that_fails_is_not_tried_by_another_process(tmp_path, capfd):
         ),
         ({'backbones': {'x': {'backbone': {'kind': 5}}}}, r"backbone\.size: Input tag '5'"),
         ({'seeds': [10**14]}, 'optimisation.seed'),
+        ({'tasks': {'x': {'task': ['lift', 'lift'], 'dataset': 'x'}}}, 'task names one twice: lift, lift'),
         ({'rollouts': {'seed': 2**32}}, 'a seed is in 0'),
         (
             {'stage2': {'optimisation': LOOP, 'validation': {'every': 3, 'held_out': 0.5}}},

@@ -39,27 +39,24 @@ class LatestGoal:
         client: an rclpy ActionClient.
         name: of the action, for messages.
         keep: hold a goal that found no server until there is one.
-        lost: told what became of the newest goal where it was not done, and whether somebody cancelled it. Any thread
-            may call it, whatever it holds.
+
+    Attributes:
+        lost: told why the newest goal was not done, and whether somebody cancelled it; any thread may call it,
+            whatever it holds.
     """
 
-    def __init__(
-        self,
-        client: ActionClient,
-        name: str,
-        keep: bool,
-        lost: Callable[[str, bool], None] = lambda answer, cancelled: None,
-    ):
-        self._client, self.name, self._keep, self._lost = client, name, keep, lost
+    def __init__(self, client: ActionClient, name: str, keep: bool):
+        self._client, self.name, self._keep = client, name, keep
+        self.lost: Callable[[str, bool], None] = lambda answer, cancelled: None
         self._lock = threading.Lock()
         self._waiting: Any = None
         self._sent = 0
         self._answer = ''
 
     @classmethod
-    def to(cls, node: Node, kind: Any, name: str, keep: bool, **options: Any) -> LatestGoal:
+    def to(cls, node: Node, kind: Any, name: str, keep: bool) -> LatestGoal:
         """Goals of an action type to the server of a (relative) name."""
-        return cls(ActionClient(node, kind, name), name, keep, **options)
+        return cls(ActionClient(node, kind, name), name, keep)
 
     def close(self) -> None:
         """Forget the server; what it does goes on."""
@@ -74,9 +71,10 @@ class LatestGoal:
         """Send a goal now, or, if it is kept, as soon as there is a server."""
         with self._lock:
             self._waiting = goal
-        self.missing()
-        if not self._keep:
+        missing = self.missing()
+        if not self._keep and missing:
             self.forget()
+            self.lost(missing, False)
 
     def missing(self) -> str:
         """What is missing, if anything is; sends a goal that has been waiting."""
@@ -115,4 +113,4 @@ class LatestGoal:
             if number != self._sent:
                 return  # what becomes of a goal that has been replaced is of no interest
             self._answer = answer
-        self._lost(answer, cancelled)
+        self.lost(answer, cancelled)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from rclpy.lifecycle import LifecycleNode
@@ -54,7 +53,7 @@ class JointOutput:
 
     Attributes:
         said: the messages that were sent; None by action.
-        lost: told where the newest goal was not done, see `LatestGoal`.
+        goals: where they go by action; None otherwise.
 
     Raises:
         ConfigError: the robot names no topic, or control_msgs is not installed.
@@ -63,23 +62,19 @@ class JointOutput:
     def __init__(self, node: LifecycleNode, robot: RobotDescription, by_action: bool):
         self._node, self._robot = node, robot
         topic = joint_trajectory_topic(robot)
-        self._goals: LatestGoal | None = None
+        self.goals: LatestGoal | None = None
         self.said: Said | None = None
-        self.lost: Callable[[str, bool], None] = lambda answer, cancelled: None
         if by_action:
             self._kind = control_action('FollowJointTrajectory')
             name = str(PurePosixPath(topic).with_name('follow_joint_trajectory'))
-            self._goals = LatestGoal.to(node, self._kind, name, keep=False, lost=self._on_lost)
+            self.goals = LatestGoal.to(node, self._kind, name, keep=False)
         else:
             self.said = Said(node.create_lifecycle_publisher(JointTrajectory, topic, COMMAND))
 
-    def _on_lost(self, answer: str, cancelled: bool) -> None:
-        self.lost(answer, cancelled)
-
     def close(self) -> None:
         """Destroy the publisher or the action client."""
-        if self._goals is not None:
-            self._goals.close()
+        if self.goals is not None:
+            self.goals.close()
         if self.said is not None:
             self._node.destroy_lifecycle_publisher(self.said.publisher)
 
@@ -88,8 +83,8 @@ class JointOutput:
         if not self._node.context.ok():
             return  # on the way out after Ctrl-C nobody hears it: the arm comes to rest at the end of the last one
         message = joint_trajectory_message(motion, self._robot)
-        if self._goals is not None:
-            self._goals.send(self._kind.Goal(trajectory=message))
+        if self.goals is not None:
+            self.goals.send(self._kind.Goal(trajectory=message))
         if self.said is not None:
             self.said.publish(message)
 
@@ -98,8 +93,8 @@ class JointOutput:
 
     def missing(self) -> str:
         """What is missing to be heard, if that is known."""
-        return '' if self._goals is None else self._goals.missing()
+        return '' if self.goals is None else self.goals.missing()
 
     def trouble(self) -> str:
         """What is missing, or what became of the last motion if it was not done."""
-        return '' if self._goals is None else self._goals.trouble()
+        return '' if self.goals is None else self.goals.trouble()

@@ -79,10 +79,10 @@ class JointStates:
         def take(message: JointState) -> None:
             try:
                 refuse_the_future(node, message, self._max_age_ns * 1e-9)
-                forget_the_future(node, message, self.buffer)
             except MessageError as error:
                 self._refusal = str(error)
             else:
+                forget_the_future(node, message, self.buffer)
                 self.take(message)
 
         subscription = node.create_subscription(JointState, self._robot.topics['joint_states'], take, qos)

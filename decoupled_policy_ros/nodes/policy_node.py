@@ -285,7 +285,7 @@ class PolicyNode(LifecycleNode):
             return
         back_s, other = -jump.delta.nanoseconds / 1e9, jump.clock_change in CLOCK_CHANGES
         if back_s > 0 or other:
-            what = 'use_sim_time was set' if other else f'the clock went back by {back_s:.3f} s'
+            what = 'use_sim_time was changed' if other else f'the clock went back by {back_s:.3f} s'
             self.get_logger().warning(f'{what}: starting afresh')
             loop.restart()
         loop.notify_ticked()

@@ -102,9 +102,14 @@ class PolicyOutputs:
         self._markers.close()
 
     def on_lost_goal(self, interrupt: Callable[[str, bool], None]) -> None:
-        """Say to `interrupt` what became of the newest goal that was not done, and whether to give way to somebody."""
-        if self.joints is not None:
-            self.joints.lost = lambda answer, cancelled: interrupt(answer, cancelled and self._gives_way)
+        """Have `interrupt` told why the newest goal was not done, and whether to give way to whoever cancelled it."""
+
+        def lost(answer: str, cancelled: bool) -> None:
+            gives_way = cancelled and self._gives_way
+            interrupt(f'{answer}; ~/enable starts again' if gives_way else answer, gives_way)
+
+        if self.joints is not None and self.joints.goals is not None:
+            self.joints.goals.lost = lost
 
     def clear(self) -> None:
         """Forget what was observed, as after a jump of the clock."""

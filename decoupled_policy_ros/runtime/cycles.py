@@ -44,7 +44,7 @@ class Start:
     Attributes:
         now_ns: when what was commanded before was brought to rest; 0 where nothing was.
         run: what the commands depend on besides, see `nodes.cycle_output`.
-        silently: nothing was brought to rest, for somebody else commands the arm.
+        silently: nothing was brought to rest, for somebody else commands the arm, or it has not done what it was told.
     """
 
     now_ns: int

@@ -1,7 +1,6 @@
 """The policy's two threads: one turns observations into chunks, one turns chunks into commands.
 
-    worker     waits until a chunk is due and an observation for it is there, whose pictures it encodes as they come;
-               samples, infers, hands over the chunk
+    worker     encodes pictures as they come; samples and infers once a chunk is due and its observation is there
     streamer   at each tick of the node's clock: the current chunk at that time, or the last command, held
 
 The worker requests a chunk so much before it is due as a cycle takes (`runtime.planning`), and the streamer never waits
@@ -42,6 +41,8 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds: the node is there bef
 
 #: How often a chunk is planned anew because its path should have begun meanwhile.
 PLANS = 3
+#: How long the arm is left alone that did not do what it was told (ns): nobody is to be asked over and over.
+PAUSE_NS = 500_000_000
 
 
 class PolicyLoop(Exchangeable):
@@ -54,8 +55,7 @@ class PolicyLoop(Exchangeable):
         now_ns: the node's clock; 0 while there is no time yet.
         settings: how commands are streamed.
         explain: what went wrong lately on a stream, to be added to a refusal.
-        on_failure: told of an exception that ended a thread; there are no commands any more then. Where the worker
-            fails the arm is brought to rest before.
+        on_failure: told of an exception that ended a thread, and all commands; if the worker's, once the arm rests.
         steering: how a chunk is followed; as it was predicted by default.
         log: takes down what is decided.
         join: how chunks join; by default each is followed as it was predicted.
@@ -105,7 +105,7 @@ class PolicyLoop(Exchangeable):
         self._commander.forget(silently)
         self._log.started(silently)
         self._ticks.restart()
-        self._seen_ns = 0
+        self._seen_ns = self._resume_ns = 0
         self._interruption: tuple[str, bool] | None = None
         self._afresh = True
 
@@ -146,6 +146,7 @@ class PolicyLoop(Exchangeable):
                 self._ticked.wait_for(lambda: not self._resting)
             if not self._running:
                 return False
+            self._interrupt()
             if enabled and self._enabled:
                 return True
             if state == GAVE_WAY and self.state == DISABLED and not self._resting:
@@ -175,14 +176,14 @@ class PolicyLoop(Exchangeable):
 
     def interrupt(self, reason: str, gives_way: bool) -> None:
         """Begin afresh from where the arm is, for it does not do what it was told last; or give way."""
-        self._interruption = reason, gives_way  # the streamer does it: who calls may hold anything
+        self._interruption = reason, gives_way  # attended to later: who calls may be in the middle of sending
 
     def _interrupt(self) -> None:
         if self._interruption is not None and self._enabled:
             reason, gives_way = self._interruption
             self._enabled = not gives_way
-            state = (GAVE_WAY, f'{reason}; ~/enable starts again') if gives_way else (WAITING, reason)
-            self._begin_as(*state, silently=True)
+            self._begin_as(GAVE_WAY if gives_way else WAITING, reason, silently=True)
+            self._resume_ns = self._now_ns() + PAUSE_NS
 
     def _begin_as(self, state: str, reason: str, silently: bool = False) -> None:
         """Start afresh in a state; in another than these two somebody else commands the arm, and nothing is sent."""
@@ -251,7 +252,7 @@ class PolicyLoop(Exchangeable):
             if not self._enabled:
                 return False
             generation, chunk, now_ns = self._generation, self._commander.chunk, self._now_ns()
-        if now_ns == 0 or (chunk is not None and now_ns < self._planner.request_ns(chunk)):
+        if now_ns <= self._resume_ns or (chunk is not None and now_ns < self._planner.request_ns(chunk)):
             return False
         try:
             observation, sample_ms = self._planner.observe(chunk, now_ns)
@@ -297,6 +298,7 @@ class PolicyLoop(Exchangeable):
             guard_ms = 1e3 * (time.perf_counter() - start)
             timings_ms |= {'guard': guard_ms, 'total': prediction.timings_ms['total'] + guard_ms}
             with self._lock:
+                self._interrupt()
                 if generation != self._generation or not self._running:
                     return True
                 if not self._commander.adopt(joined, plan):
@@ -308,9 +310,7 @@ class PolicyLoop(Exchangeable):
                 )
                 self._ticked.notify()
                 return True
-        raise ChunkRejected(
-            f'planned {PLANS} times, and each time too late to begin: planning takes too long'
-        )
+        raise ChunkRejected(f'planned {PLANS} times, each time too late to begin: planning takes too long')
 
     def _reject(
         self, error: InferenceError | ValueError, generation: int, seen: Observation, now_ns: int

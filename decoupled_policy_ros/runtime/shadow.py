@@ -76,7 +76,12 @@ class FromArm(Guarded):
         return super()._check(chunk, now_ns, None, None)
 
     def _beginning(
-        self, motion: Motion | None, before: Motion | None, now_ns: int, start_ns: int
+        self,
+        motion: Motion | None,
+        before: Motion | None,
+        joints_rad: Array | None,
+        now_ns: int,
+        start_ns: int,
     ) -> MotionState:
         return arm_state(self._stamped, self._kinematics, now_ns, start_ns)
 

@@ -99,7 +99,9 @@ class Steering(Protocol):
         """
 
     def reset(self, silently: bool = False) -> None:
-        """Forget what was commanded; `silently`: without another command, for somebody else gives them now."""
+        """Forget what was commanded; `silently`: without another command, for somebody else gives
+        them now, or the arm has not done those before.
+        """
 
     def values(self) -> dict[str, str]:
         """What there is to report."""
@@ -248,7 +250,7 @@ class Guarded:
         if joints_rad is None and (motion is None or self.guard.settings.needs_joints):
             return Verdict(None, (missing_joints(self._joints.why_not(now_ns)),))
         start_ns = self._start_ns(chunk, now_ns)
-        start = self._beginning(motion, before, now_ns, start_ns)
+        start = self._beginning(motion, before, joints_rad, now_ns, start_ns)
         earliest_ns = start_ns + round(NS_PER_S / chunk.rate_hz) - ROUNDING_NS
         first = int(np.searchsorted(chunk.stamps_ns, earliest_ns))
         if first == len(chunk):
@@ -268,14 +270,17 @@ class Guarded:
         )
 
     def _beginning(
-        self, motion: Motion | None, before: Motion | None, now_ns: int, start_ns: int
+        self,
+        motion: Motion | None,
+        before: Motion | None,
+        joints_rad: Array | None,
+        now_ns: int,
+        start_ns: int,
     ) -> MotionState:
         """Where and how the arm is told to move at a stamp a little later than now; before any command it rests."""
         if motion is not None:
             return _at(start_ns, motion, before).state(start_ns)
-        joints_rad = self._joints.positions(now_ns)
-        if joints_rad is None:  # forgotten since they were looked at: somebody has just disabled the policy
-            raise ChunkRejected(str(missing_joints(self._joints.why_not(now_ns))))
+        assert joints_rad is not None
         return MotionState.at_rest(self._kinematics.forward(joints_rad))
 
     def _start_ns(self, chunk: Chunk, now_ns: int) -> int:

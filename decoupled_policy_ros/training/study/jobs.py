@@ -101,6 +101,8 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
     choices = (task, backbone, recipe)
     asked_for = task.task or place.task
     simulated = expanded(asked_for)
+    if len(set(simulated)) < len(simulated):
+        raise ConfigError(f'study {study.name}, {place.task}: task names one twice: {", ".join(simulated)}')
     words = {'dataset': str(task.dataset), 'task': place.task, **task.words}
     where = f'study {study.name}, {place.task} / {place.backbone} / {place.recipe}'
     network = backbone.model_dump(include={'backbone', 'conditioning', 'objective'}, exclude_none=True)

@@ -129,7 +129,8 @@ def _cell(study: StudyConfig, place: Place, task: StudyTask, backbone: StudyBack
         rollouts = study.rollouts.of(simulated)
     asked = asdict(rollouts) | {'max_steps': study.rollouts.max_steps}
     unusual = {key: value for key, value in asked.items() if value != getattr(OWN_PROTOCOL, key, None)}
-    settings = {'train': recipe.train, 'task': asked_for, 'rollouts': unusual, **values}
+    named = asked_for if len(simulated) > 1 else simulated[0]
+    settings = {'train': recipe.train, 'task': named, 'rollouts': unusual, **values}
     folder = out / 'cells' / f'{place.task}-{kind}-{recipe.train}-{place.seed}-{_hash(settings)}'
     stage1 = next((job for job in needed if isinstance(job, Stage1Job)), None)
     cell = Cell(

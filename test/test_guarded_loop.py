@@ -301,29 +301,10 @@ class JointStage(GuardedStage):
     in_joints = True
 
 
-@pytest.mark.parametrize(('state', 'last_words'), [(DISABLED, 1), (GAVE_WAY, 0)])
-def test_whoever_gives_way_sends_no_trajectory_any_more(tmp_path, state, last_words):
-    policy = load_policy(save_told_policy(tmp_path, circle()), ROBOT)
-    stage = JointStage(policy, GuardSettings())
-    stage.loop.start(enabled=True)
-    try:
-        stage.begin()
-        for _ in range(3):
-            stage.command(stage.tick())
-        (motion,) = stage.motions
-        assert motion.at(stage.now_ns)[1].any()  # it moves
-        assert stage.loop.enable(False, state, 'another one commands')
-        assert len(stage.motions) == 1 + last_words
-        assert stage.loop.report()[0] == state
-    finally:
-        stage.loop.stop()
-
-
-@pytest.mark.parametrize('gives_way', [False, True])
-def test_an_arm_that_did_not_do_the_newest_goal_is_not_taken_to_have_done_it(tmp_path, gives_way):
-    """A controller that gives a goal up, or is told to, holds the arm where it is: here it has never left home."""
-    policy = load_policy(save_told_policy(tmp_path, circle()), ROBOT)
-    stage = JointStage(policy, GuardSettings())
+@pytest.fixture
+def moving(tmp_path) -> Iterator[JointStage]:
+    """It has been told one motion, and is in the middle of it."""
+    stage = JointStage(load_policy(save_told_policy(tmp_path, circle()), ROBOT), GuardSettings())
     stage.loop.interrupt('of a run before', gives_way=True)  # forgotten: whoever starts again means it
     stage.loop.start(enabled=True)
     try:
@@ -331,20 +312,35 @@ def test_an_arm_that_did_not_do_the_newest_goal_is_not_taken_to_have_done_it(tmp
         for _ in range(3):
             stage.command(stage.tick())
         (motion,) = stage.motions
-        assert np.abs(motion.at(stage.now_ns)[0] - ROBOT.home_rad).max() > 1e-3
-        stage.loop.interrupt('the controller gave the goal up', gives_way)
-        if gives_way:
-            wait_for(lambda: stage.loop.report()[0] == GAVE_WAY)
-            assert stage.loop.report()[1] == 'the controller gave the goal up'
-            for _ in range(3):
-                stage.tick()
-            assert stage.motions == [motion]
-            assert stage.loop.enable(True)
-        wait_for(lambda: stage.tick() and len(stage.motions) > 1)
-        np.testing.assert_allclose(stage.motions[1].positions_rad[0], ROBOT.home_rad, atol=1e-9)
-        assert (WAITING, 'the controller gave the goal up') in stage.outputs.states or gives_way
+        assert motion.at(stage.now_ns)[1].any()
+        yield stage
     finally:
         stage.loop.stop()
+
+
+@pytest.mark.parametrize(('state', 'last_words'), [(DISABLED, 1), (GAVE_WAY, 0)])
+def test_whoever_gives_way_sends_no_trajectory_any_more(moving, state, last_words):
+    assert moving.loop.enable(False, state, 'another one commands')
+    assert len(moving.motions) == 1 + last_words
+    assert moving.loop.report()[0] == state
+
+
+@pytest.mark.parametrize('gives_way', [False, True])
+def test_an_arm_that_did_not_do_the_newest_goal_is_not_taken_to_have_done_it(moving, gives_way):
+    """A controller that gives a goal up, or is told to, holds the arm where it is: here it has never left home."""
+    (motion,) = moving.motions
+    assert np.abs(motion.at(moving.now_ns)[0] - ROBOT.home_rad).max() > 1e-3
+    moving.loop.interrupt('the controller gave the goal up', gives_way)
+    if gives_way:
+        wait_for(lambda: moving.loop.report()[0] == GAVE_WAY)
+        assert moving.loop.report()[1] == 'the controller gave the goal up'
+        for _ in range(3):
+            moving.tick()
+        assert moving.motions == [motion]
+        assert moving.loop.enable(True)
+    wait_for(lambda: moving.tick() and len(moving.motions) > 1)
+    np.testing.assert_allclose(moving.motions[1].positions_rad[0], ROBOT.home_rad, atol=1e-9)
+    assert (WAITING, 'the controller gave the goal up') in moving.outputs.states or gives_way
 
 
 class StampedAhead(GuardedStage):

@@ -18,7 +18,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from decoupled_policy_ros.data.parallel import run_tasks
 from decoupled_policy_ros.errors import ConfigError, EvaluationError
-from decoupled_policy_ros.files import write_json
 from decoupled_policy_ros.policy.checkpoint import read_header
 from decoupled_policy_ros.sim.benchmarks import require_scenes
 from decoupled_policy_ros.training.rollout import (
@@ -69,7 +68,6 @@ def evaluate(
     episodes: int,
     seed: int = 0,
     workers: int | None = None,
-    json_path: Path | None = None,
     video: Path | None = None,
     lanes: int | None = None,
 ) -> dict[str, Any]:
@@ -77,7 +75,6 @@ def evaluate(
 
     Args:
         workers, video, lanes: see `evaluate_all`.
-        json_path: the report is also written here.
 
     Returns:
         The report: rate, interval, and each episode's seed, outcome and steps.
@@ -88,8 +85,6 @@ def evaluate(
     """
     report = evaluate_all([spec], episodes, seed, workers, video=video, lanes=lanes)['reports'][0]
     require_unchanged([report])
-    if json_path is not None:
-        write_json(json_path, report)
     return report
 
 
@@ -217,22 +212,30 @@ def _report(
     spec: Evaluation, header: dict[str, Any], seed: int, results: list[EpisodeResult]
 ) -> dict[str, Any]:
     """What came of it; `header` is the policy's from before the first episode."""
+    rows = [asdict(r) for r in results]
     successes = [r for r in results if r.success]
-    chunks = sum(r.chunks for r in results)
     now = _header(spec)['sha256']
     return {
         **asdict(spec),
         'task_sha256': header['sha256'],
         **({} if now == header['sha256'] else {'task_sha256_afterwards': now}),
         'backbone_sha256': header['backbone']['sha256'],
-        'episodes': len(results),
         'seed': seed,
-        'successes': len(successes),
+        **counted(rows),
         'success_rate': len(successes) / len(results),
-        'wilson_95': wilson_interval(len(successes), len(results)),
         'mean_steps_of_successes': float(np.mean([r.steps for r in successes])) if successes else None,
-        'torn_chunks': sum(r.torn_chunks for r in results) / max(chunks, 1),
-        'results': [asdict(r) for r in results],
+        'results': rows,
+    }
+
+
+def counted(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of episodes: how many there are, how many succeeded, its interval, and the share of torn chunks."""
+    successes = sum(result['success'] for result in results)
+    return {
+        'episodes': len(results),
+        'successes': successes,
+        'wilson_95': wilson_interval(successes, len(results)),
+        'torn_chunks': sum(r['torn_chunks'] for r in results) / max(sum(r['chunks'] for r in results), 1),
     }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from decoupled_policy_ros.training.config import Stage2Config, ValidationConfig
 
 if TYPE_CHECKING:
-    from decoupled_policy_ros.training.rollout import Evaluation, Rollout
+    from decoupled_policy_ros.training.rollout import Rollout
 
 #: Scenes of validation start here, far from the small seeds that evaluations count up from, and from the numbers of
 #: LIBERO's fixed starts.
@@ -122,30 +122,25 @@ class Rollouts(Validator):
         super().prepare()
         for left in self.out.glob(f'{SCRATCH}*'):
             shutil.rmtree(left, ignore_errors=True)
-        with self._specs() as specs:
-            for spec in specs:
-                self._rollout(spec)
+        with self._rollouts() as rollouts:
+            for _ in rollouts:
+                pass
 
     def score(self) -> float:
-        with self._specs() as specs:
-            results = [result for spec in specs for result in self._rollout(spec).run_all(self.seeds)]
+        with self._rollouts() as rollouts:
+            results = [result for rollout in rollouts for result in rollout.run_all(self.seeds)]
         return sum(result.success for result in results) / len(results)
 
     @contextmanager
-    def _specs(self) -> Iterator[list[Evaluation]]:
-        """The weights as they stand, in each task."""
-        from decoupled_policy_ros.training.rollout import Evaluation
+    def _rollouts(self) -> Iterator[Iterator[Rollout]]:
+        """The weights as they stand, with a simulated arm in one task after the other."""
+        from decoupled_policy_ros.training.rollout import Evaluation, Rollout
 
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=self.out) as folder:
             self.write(Path(folder), {})
             given = self.backbone, self.robot, self.denoising_steps
-            yield [Evaluation(folder, task, *given) for task in self.tasks]
-
-    def _rollout(self, spec: Evaluation) -> Rollout:
-        """A simulated arm before the policy."""
-        from decoupled_policy_ros.training.rollout import Rollout
-
-        return Rollout(spec, arms=self.arms)
+            specs = [Evaluation(folder, task, *given) for task in self.tasks]
+            yield (Rollout(spec, arms=self.arms) for spec in specs)
 
     def is_best(self, score: float, earlier: Sequence[float]) -> bool:
         return score >= max(earlier, default=score)

@@ -23,12 +23,7 @@ from decoupled_policy_ros.robot.description import load_robot
 from decoupled_policy_ros.sim.benchmarks import Protocol
 from decoupled_policy_ros.sim.tasks import sim_task
 from decoupled_policy_ros.training.config import Stage1Config, Stage2Config
-from decoupled_policy_ros.training.evaluation import (
-    Evaluation,
-    evaluate_all,
-    require_unchanged,
-    wilson_interval,
-)
+from decoupled_policy_ros.training.evaluation import Evaluation, counted, evaluate_all, require_unchanged
 from decoupled_policy_ros.training.loop import final_loss
 from decoupled_policy_ros.training.rollout import checkpoint_folder
 from decoupled_policy_ros.training.stage1 import train_stage1
@@ -215,15 +210,7 @@ def _pooled(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for report in reports
         for result in report['results']
     ]
-    successes = sum(result['success'] for result in results)
-    chunks = sum(result['chunks'] for result in results)
-    return {
-        'successes': successes,
-        'episodes': len(results),
-        'wilson_95': wilson_interval(successes, len(results)),
-        'torn_chunks': sum(result['torn_chunks'] for result in results) / max(chunks, 1),
-        'results': results,
-    }
+    return {**counted(results), 'results': results}
 
 
 def _begin(folder: Path, made_of: dict[str, Any]) -> None:
